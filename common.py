@@ -1,0 +1,885 @@
+"""What every stage needs: presets, files, data, network, training, command line.
+
+An image travels from disk into a weight in the order of this file:
+load_data -> epoch_table -> take_batch -> ResNet -> train. Stages decide who is trained, and on what.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# ------------------------------------------------------------ presets (paper, Table 1 and Appendix A)
+
+CIFAR10 = dict(
+    dataset="cifar10", depth=20, width=16, batch_size=128, lr=0.1, pretrain_lr=0.4, momentum=0.9,
+    weight_decay=1e-4, milestones=[31200, 46800], lr_decay=0.1, total_steps=62400, t_star=400, networks=10,
+    el2n_steps=7800, prune_fraction=0.2, levels=16, precision="auto", pad=4, flip=True,
+)
+PRESETS = {
+    # the demonstration, found by a search on seeds 100 to 102; see README.md
+    "digits": CIFAR10 | dict(
+        dataset="digits", depth=14, width=4, batch_size=64, lr=0.2, pretrain_lr=0.2, milestones=[150, 210],
+        total_steps=240, t_star=40, networks=4, el2n_steps=100, levels=14, precision="fp32", pad=1,
+        flip=False,
+    ),
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR10 | dict(dataset="cifar100", depth=32, t_star=800),
+    "cinic10": CIFAR10 | dict(
+        dataset="cinic10", depth=56, batch_size=256, pretrain_lr=0.1, milestones=[15625, 23440],
+        total_steps=31250, t_star=800, el2n_steps=8000, levels=12,
+    ),
+}  # fmt: skip
+
+# flag: (type, is it usable?, what is, meaning and unit)
+HYPERPARAMETERS = {
+    "depth": (int, lambda v: v >= 8 and v % 6 == 2, "6n + 2, at least 8", "layers of the ResNet, 6n + 2"),
+    "width": (int, lambda v: v >= 1, "at least 1", "channels of the first stage"),
+    "batch_size": (int, lambda v: v >= 1, "at least 1", "images"),
+    "lr": (float, lambda v: v > 0, "above 0", "learning rate of scoring and of every IMP level"),
+    "pretrain_lr": (float, lambda v: v > 0, "above 0", "learning rate of pre-training"),
+    "momentum": (float, lambda v: 0 <= v < 1, "in [0, 1)", "momentum of SGD"),
+    "weight_decay": (float, lambda v: v >= 0, "at least 0", "weight decay, on every parameter"),
+    "milestones": (int, lambda v: v > 0, "above 0 and ascending", "optimizer steps at which the rate decays"),
+    "lr_decay": (float, lambda v: 0 < v <= 1, "in (0, 1]", "factor of the rate at each milestone"),
+    "total_steps": (int, lambda v: v >= 1, "at least 1", "optimizer steps of a full training"),
+}
+# What IMP trains with. Starting points may differ in the rest of the recipe and still train side by side.
+SHARED = ("preset", "dataset", "fingerprint", "classes", "precision",
+          *(name for name in HYPERPARAMETERS if name != "pretrain_lr"))  # fmt: skip
+RECIPE = (*SHARED, "pretrain_lr", "rewind_step", "seed", "scheme", "subset_size", "subset_sha256",
+          "class_balanced", "label_noise", "noise_seed")  # fmt: skip
+SCHEMES = ("all", "random", "easy", "hard", "custom")
+
+# ------------------------------------------------------------ errors, random streams
+
+
+class InputError(Exception):
+    """Bad arguments or input: one line on stderr, exit status 2."""
+
+
+class Failure(Exception):
+    """A failure while running: one line on stderr, exit status 1."""
+
+
+class Stopped(Exception):
+    """A signal arrived and everything is saved: exit status 128 + its number."""
+
+
+INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING = range(6)  # purposes; a seed's meaning hangs on the numbers
+
+
+def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:
+    """The random stream of one purpose. Always four words: NumPy pads a shorter key with zeros."""
+    return np.random.default_rng([purpose, seed, level, epoch])
+
+
+# ------------------------------------------------------------ files
+
+
+def sha256(*parts: bytes) -> str:
+    h = hashlib.sha256()
+    for part in parts:
+        h.update(part)
+    return h.hexdigest()
+
+
+def to_json(value: object, indent: int | None = None) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent).encode()
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file that is either the old one or complete, also after a power loss."""
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: a killed process leaves one at most
+    with open(temporary, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of an output, or say in one line why that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {folder}: Permission denied")
+
+
+def check_suffix(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise InputError(f"--out must end in {suffix}: {path}")
+
+
+def lock(path: Path) -> io.TextIOBase:
+    """Hold path until this process ends or the result is closed. The file stays: unlinking it would race."""
+    handle = open(path, "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    handle.flush()
+    return handle
+
+
+def digest(tensors: dict[str, Tensor], info: dict) -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, and over info."""
+    parts = [to_json(info)]
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        parts += [f"{name} {t.dtype} {list(t.shape)}".encode(), t.numpy().tobytes()]
+    return sha256(*parts)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
+    """Write a safetensors file whose metadata are one key, `json`: info and a sha256 over everything."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"json": to_json(info | {"sha256": digest(tensors, info)}).decode()}
+    atomic_write(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read (tensors, info). InputError: missing, not safetensors, wrong checksum, values not finite."""
+    content = read_bytes(path)
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        info = json.loads(header.get("__metadata__", {}).get("json", "{}"))
+        stored = info.pop("sha256", None)
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    if stored is not None and stored != digest(tensors, info):
+        raise InputError(f"{path}: damaged, its content does not match its sha256")
+    for name, t in tensors.items():
+        if not t.isfinite().all():
+            raise InputError(f"{path}: {name} has values that are not finite")
+    return tensors, info
+
+
+def save_array(path: Path, array: np.ndarray, info: dict) -> None:
+    """Write path (.npy) and, first, its sidecar .json with info and the sha256 of the .npy."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    sidecar = info | {"sha256": sha256(buffer.getvalue())}
+    atomic_write(path.with_suffix(".json"), to_json(sidecar, indent=1) + b"\n")
+    atomic_write(path, buffer.getvalue())
+
+
+def read_array(path: Path, dtype: type, shape: tuple) -> tuple[np.ndarray, dict]:
+    """Read (array, sidecar) from an .npy file of a dtype and shape; None in shape stands for any length.
+
+    The sidecar is {} where there is none: an array of the user's own.
+    """
+    try:
+        array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
+        raise InputError(f"{path}: not a readable .npy file ({error})") from None
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise InputError(f"{path}: dtype {getattr(array, 'dtype', None)}, expected {np.dtype(dtype)}")
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+        expected = ", ".join("any length" if n is None else str(n) for n in shape)
+        raise InputError(f"{path}: shape {list(array.shape)}, expected [{expected}]")
+    sidecar = path.with_suffix(".json")
+    try:
+        info = json.loads(read_bytes(sidecar)) if sidecar.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{sidecar}: not readable JSON ({error})") from None
+    if not isinstance(info, dict):
+        raise InputError(f"{sidecar}: not a JSON object")
+    return array, info
+
+
+def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
+    """read_array, and InputError where values are not finite or the sidecar names other content or data."""
+    array, info = read_array(path, dtype, shape)
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: has values that are not finite")
+    if info and info.get("sha256") != sha256(read_bytes(path)):
+        raise InputError(f"{path}: does not match the sha256 in {path.with_suffix('.json').name} beside it")
+    if info.get("fingerprint", fingerprint) != fingerprint:
+        raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
+    return array, info
+
+
+def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
+    """InputError naming every setting in which the file at path differs from what is asked for now."""
+    differ = [key for key in wanted if key not in found or found[key] != wanted[key]]
+    if differ:
+        settings = "; ".join(f"{key} {found.get(key, 'unknown')} there, {wanted[key]} now" for key in differ)
+        raise InputError(f"{path} exists with other settings: {settings} (--force starts over)")
+
+
+# ------------------------------------------------------------ data
+
+
+@dataclass
+class Data:
+    """One data set on one device. Images are uint8; index i is example i in data-set order."""
+
+    classes: list[str]
+    train: Tensor  # [N, H + 2 pad, W + 2 pad, C] uint8, framed with black: a crop is a slice
+    labels: Tensor  # [N] int64, clean
+    test: Tensor  # [n, H, W, C] uint8
+    test_labels: Tensor  # [n] int64
+    mean: Tensor  # [C] float32 of the full training set, on the scale of the uint8 values
+    std: Tensor  # [C] float32, likewise
+    fingerprint: str
+    pad: int
+    flip: bool
+
+    def train_images(self) -> Tensor:
+        """The training images themselves, [N, H, W, C] uint8."""
+        end = self.train.shape[1] - self.pad
+        return self.train[:, self.pad : end, self.pad : end]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[B, H, W, C] uint8 -> [B, C, H, W] float32, channels-last in memory."""
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+# Each reader returns (class names, training images [N, H, W, C] uint8, labels, test images, test labels).
+
+
+def read_digits(root: Path) -> tuple:
+    """UCI digits as scikit-learn ships them: 8x8, grey levels 0 to 16; 50 fixed test images of each class."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.astype(np.uint8).reshape(-1, 8, 8, 1)
+    draw = np.random.default_rng(0)
+    test = np.sort(np.concatenate([draw.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)]))
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return [str(c) for c in range(10)], images[train], labels[train], images[test], labels[test]
+
+
+def read_cifar(kind: type, root: Path) -> tuple:
+    """CIFAR-10 or CIFAR-100 in torchvision's files and order, downloaded when missing."""
+    try:
+        train, test = (kind(root, train=part) for part in (True, False))
+    except RuntimeError:  # missing, or a checksum differs
+        with fetching(root, kind.filename, kind.url, kind.tgz_md5):
+            train, test = (kind(root, train=part, download=True) for part in (True, False))
+    return train.classes, train.data, train.targets, test.data, test.targets
+
+
+def read_cifar10(root: Path) -> tuple:
+    from torchvision.datasets import CIFAR10
+
+    return read_cifar(CIFAR10, root)
+
+
+def read_cifar100(root: Path) -> tuple:
+    from torchvision.datasets import CIFAR100
+
+    return read_cifar(CIFAR100, root)
+
+
+def read_cinic10(root: Path) -> tuple:
+    """CINIC-10 with train and valid joined; after the first time, from cinic10.safetensors alone."""
+    name, md5 = "CINIC-10.tar.gz", "6ee4d0c996905fe93221de577967a372"
+    url = f"https://datashare.ed.ac.uk/bitstream/handle/10283/3192/{name}"
+    cache = root / "cinic10.safetensors"
+    tree = root if (root / "train").is_dir() else root / "CINIC-10"
+    if not cache.exists() and not tree.is_dir():
+        with fetching(root, name, url, md5):
+            if not tree.is_dir():  # while this one waited, another process may have made it
+                fetch_archive(url, root / name, md5, tree)
+    return read_trees(tree, ["train", "valid"], ["test"], cache, trust=True)
+
+
+def read_folder(root: Path) -> tuple:
+    """Any train/<class>/* and test/<class>/* tree of images."""
+    if (root / "valid").is_dir():
+        print(f"note: --dataset folder ignores {root / 'valid'}", file=sys.stderr)
+    return read_trees(root, ["train"], ["test"], root / ".images.safetensors")
+
+
+READERS = {"digits": read_digits, "cifar10": read_cifar10, "cifar100": read_cifar100, "cinic10": read_cinic10,
+           "folder": read_folder}  # fmt: skip
+
+
+@contextlib.contextmanager
+def fetching(root: Path, name: str, url: str, md5: str) -> Iterator[None]:
+    """One process fetches, the others wait; without a network, one line that says what to put where."""
+    prepare_folder(root)
+    with exclusive(root):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            message = f"{root / name} is missing and cannot be fetched ({reason}): put {url} there (md5 {md5})"
+            raise InputError(message + ", or name its folder with --data-dir") from None
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes to a data folder."""
+    with open(folder / ".fetch.lock", "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def fetch_archive(url: str, path: Path, md5: str, tree: Path) -> None:
+    import tarfile
+
+    from torchvision.datasets.utils import download_url
+
+    download_url(url, path.parent, path.name, md5)
+    partial = path.parent / ".CINIC-10.partial"
+    with tarfile.open(path) as archive:
+        archive.extractall(partial, filter="data")
+    os.replace(partial / "CINIC-10" if (partial / "CINIC-10").is_dir() else partial, tree)
+
+
+def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust=False) -> tuple:
+    """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
+
+    Decoding many small files takes minutes, so the arrays are kept in `cache` until a file changes.
+    """
+    stamp = None
+    if not (trust and cache.exists()):
+        parts = [list_images(root, splits, class_names(root / train[0])) for splits in (train, test)]
+        stats = [(file, file.stat()) for files, _ in parts for file in files]
+        stamp = sha256(*(f"{file} {s.st_size} {s.st_mtime_ns}".encode() for file, s in stats))
+    if cache.exists():
+        tensors, info = load_tensors(cache)
+        if stamp in (None, info["stamp"]):
+            return info["classes"], *(tensors[name].numpy() for name in CACHED)
+    arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
+    info = {"classes": class_names(root / train[0]), "stamp": stamp}
+    with contextlib.suppress(OSError), exclusive(cache.parent):  # a read-only folder goes without
+        save_tensors(cache, {name: torch.from_numpy(a) for name, a in zip(CACHED, arrays)}, info)
+    return info["classes"], *arrays
+
+
+CACHED = ("train", "labels", "test", "test_labels")
+
+
+def class_names(folder: Path) -> list[str]:
+    try:
+        names = sorted(d.name for d in os.scandir(folder) if d.is_dir() and not d.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; class folders with images belong there") from None
+    if not names:
+        raise InputError(f"{folder}: no class folders")
+    return names
+
+
+def list_images(root: Path, splits: list[str], classes: list[str]) -> tuple[list[Path], list[int]]:
+    files, labels = [], []
+    for split in splits:
+        if class_names(root / split) != classes:
+            raise InputError(f"{root / split}: its class folders are not those of {root / 'train'}")
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            members = sorted(f.name for f in os.scandir(folder) if f.is_file() and not f.name.startswith("."))
+            if not members:
+                raise InputError(f"{folder}: an empty class folder")
+            files += [folder / member for member in members]
+            labels += [label] * len(members)
+    return files, labels
+
+
+def decode(files: list[Path]) -> np.ndarray:
+    """[N, 32, 32, 3] uint8; grey images get three equal channels, other sizes are resized."""
+    from PIL import Image
+
+    def read(file: Path) -> np.ndarray:
+        try:
+            with Image.open(file) as image:
+                image = image.convert("RGB")
+                small = image.size == (32, 32)
+                return np.asarray(image if small else image.resize((32, 32), Image.Resampling.BILINEAR))
+        except Exception as error:  # a decoder fed with a corrupt file raises anything
+            raise InputError(f"{file}: not a readable image ({error})") from None
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(tqdm(pool.map(read, files), "images", len(files), disable=None, leave=False)))
+
+
+def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -> Data:
+    """A data set on the device, padded, with the statistics and the fingerprint of its training set."""
+    classes, images, labels, test, test_labels = READERS[dataset](data_dir)
+    labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
+    mean, std = channel_statistics(images)
+    if not std.all():
+        raise InputError(f"{dataset}: a channel of the training images is constant")
+    pad = PRESETS[preset]["pad"]
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Data(
+        list(classes), F.pad(put(images), (0, 0, pad, pad, pad, pad)), put(labels), put(test),
+        put(test_labels), put(mean), put(std),
+        sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes()), pad, PRESETS[preset]["flip"],
+    )  # fmt: skip
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, [C] float32 each, exact up to the last rounding."""
+    values = np.arange(256)
+    counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
+    mean = np.array([count @ values / count.sum() for count in counts])
+    variance = [count @ (values - m) ** 2 / count.sum() for count, m in zip(counts, mean)]
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def noisy_labels(labels: np.ndarray, classes: int, label_noise: float, noise_seed: int) -> np.ndarray:
+    """Labels [N] int64, round(label_noise N) of them drawn anew, uniformly over all classes (P, App. A)."""
+    draw = rng(NOISE, noise_seed)
+    chosen = draw.choice(len(labels), round(label_noise * len(labels)), replace=False)
+    labels = labels.copy()
+    labels[chosen] = draw.integers(0, classes, len(chosen))
+    return labels
+
+
+def epoch_table(seed: int, level: int, epoch: int, n: int, batch: int, pad: int, flip: bool) -> np.ndarray:
+    """Which examples an epoch takes and how it cuts them: [4, n // batch, batch] int64.
+
+    The four are example, top, left and flip (0 or 1). A pure function of its arguments: any step can be made
+    again without the ones before, and every device sees the same order.
+    """
+    steps = n // batch
+    order = rng(ORDER, seed, level, epoch).permutation(n)[: steps * batch]
+    draw = rng(AUGMENT, seed, level, epoch)
+    top, left = draw.integers(0, 2 * pad + 1, (2, steps * batch))
+    flips = draw.integers(0, 2 if flip else 1, steps * batch)
+    return np.stack([order, top, left, flips]).reshape(4, steps, batch)
+
+
+def take_batch(data: Data, table: Tensor) -> Tensor:
+    """Crop, flip and normalise one batch of an epoch table: [4, B] int64 -> [B, C, H, W] float32."""
+    example, top, left, flips = table
+    line = torch.arange(data.test.shape[1], device=table.device)
+    rows = top[:, None] + line
+    columns = left[:, None] + torch.where(flips[:, None] == 1, line.flip(0), line)
+    return data.normalise(data.train[example[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+
+# ------------------------------------------------------------ network
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Without the step counter, which nothing reads and every file would carry."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.register_buffer("num_batches_tracked", None)
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = BatchNorm(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = BatchNorm(c_out)
+        self.shortcut = nn.Sequential()
+        if c_in != c_out:  # a projection, as in the code of the figures; He et al.'s option A has none
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), BatchNorm(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """CIFAR ResNet of depth 6n + 2 (He et al. 2016): [B, channels, H, W] -> logits [B, classes]."""
+
+    def __init__(self, depth: int, width: int, channels: int, classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn = BatchNorm(width)
+        widths = [w for w in (width, 2 * width, 4 * width) for _ in range((depth - 2) // 6)]
+        blocks = [Block(a, b, 1 if a == b else 2) for a, b in zip([width, *widths], widths)]
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.bn(self.conv(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+@torch.no_grad()
+def initialise(net: ResNet, seed: int) -> None:
+    """Draw w_0: Kaiming-normal weights (fan-in, ReLU), batch-norm weights in [0, 1), torch's linear bias."""
+    draw = rng(INIT, seed)
+    for name, p in net.named_parameters():
+        if p.dim() > 1:
+            value = draw.standard_normal(p.shape) * math.sqrt(2 / p[0].numel())
+        elif name == "linear.bias":
+            value = draw.uniform(-1, 1, p.shape) / math.sqrt(net.linear.in_features)
+        else:
+            value = draw.random(p.shape) if name.endswith("weight") else np.zeros(p.shape)
+        p.copy_(torch.from_numpy(value))
+
+
+# ------------------------------------------------------------ training
+
+
+class Member:
+    """One network in training: weights, momentum, masks, data order, next step, loss of the last epoch."""
+
+    def __init__(self, name: str, recipe: dict, data: Data, seed: int):
+        device = data.labels.device
+        self.name, self.seed, self.step, self.failed = name, seed, 0, False
+        self.net = ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
+        initialise(self.net, seed)
+        self.net.to(device, memory_format=torch.channels_last)
+        parameters = dict(self.net.named_parameters())
+        # fused, the rate in a tensor: the other implementations read the rate on the host
+        self.optimizer = torch.optim.SGD(
+            parameters.values(), lr=torch.zeros((), device=device), momentum=recipe["momentum"],
+            weight_decay=recipe["weight_decay"], fused=True,
+        )  # fmt: skip
+        self.momentum = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for name, p in parameters.items():
+            self.optimizer.state[p]["momentum_buffer"] = self.momentum[name]
+        self.prunable = {name: p for name, p in parameters.items() if p.dim() > 1}  # convolutions, linear
+        self.masks = {name: torch.ones_like(p) for name, p in self.prunable.items()}
+        self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64, device=device), 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and batch-norm statistics by name; writing into them changes the network."""
+        return self.net.state_dict()
+
+    @torch.no_grad()
+    def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
+        """Start again from weights * masks at a step of the schedule, with fresh momentum."""
+        self.step, self.failed, self.loss_steps = step, False, 0
+        for name, t in self.weights().items():
+            t.copy_(weights[name])
+        for name, t in self.masks.items():
+            t.copy_(masks[name])
+        for t in (self.loss_sum, *self.momentum.values()):
+            t.zero_()
+        self.apply_masks()
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        torch._foreach_mul_(list(self.prunable.values()), list(self.masks.values()))
+
+
+def even_groups(items: list, at_once: int) -> list[list]:
+    """Split into the fewest groups of at most at_once, as even as they come."""
+    groups = -(-len(items) // at_once)
+    return [items[i::groups] for i in range(groups)]
+
+
+def default_at_once(device: torch.device) -> int:
+    """Small kernels of several networks overlap on a GPU; on a CPU they would only share its caches."""
+    return 8 if device.type == "cuda" else 1
+
+
+def learning_rate(recipe: dict, peak: float, step: int) -> float:
+    """The rate of update number `step`, counted from 0."""
+    return peak * recipe["lr_decay"] ** sum(m <= step for m in recipe["milestones"])
+
+
+def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tensor:
+    bf16 = precision == "bf16"
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        logits = net(images)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def train(members: list[Member], data: Data, recipe: dict, stop: int, *, peak: float, level: int = 0,
+          labels: Tensor | None = None, subset: np.ndarray | None = None) -> Iterator[int]:  # fmt: skip
+    """Train networks of one recipe side by side to step `stop`; yields the number of steps after every step.
+
+    Each member starts at its own member.step, and its result does not depend on its company. One whose loss
+    is not finite stops there (member.failed) and the others go on.
+    peak  learning rate before the first milestone
+    labels  [N] int64 on the device, default the clean ones
+    subset  [M] int64 indices of the examples to train on, default all
+    """
+    labels = data.labels if labels is None else labels
+    subset = np.arange(len(labels)) if subset is None else subset
+    batch = min(recipe["batch_size"], len(subset))  # a smaller subset is one batch
+    per_epoch = len(subset) // batch
+    first = min((m.step for m in members), default=stop)
+    tables = {}
+    for m in members:
+        m.net.train()
+    for step in tqdm(range(first, stop), f"level {level}", stop, initial=first, disable=None, leave=False):
+        epoch, i = divmod(step, per_epoch)
+        for m in members:
+            if step < m.step or m.failed:
+                continue
+            if m not in tables or i == 0:
+                table = epoch_table(m.seed, level, epoch, len(subset), batch, data.pad, data.flip)
+                table[0] = subset[table[0]]
+                tables[m] = torch.from_numpy(table).to(labels.device)
+            if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
+                m.loss_sum.zero_()
+                m.loss_steps = 0
+            examples = tables[m][:, i]
+            loss = loss_of(m.net, take_batch(data, examples), labels[examples[0]], recipe["precision"])
+            loss.backward()
+            m.optimizer.param_groups[0]["lr"].fill_(learning_rate(recipe, peak, step))
+            m.optimizer.step()
+            m.apply_masks()
+            m.optimizer.zero_grad()
+            m.loss_sum += loss.detach()
+            m.loss_steps += 1
+            m.step = step + 1
+            if labels.device.type == "cpu" or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
+                m.failed = not math.isfinite(m.loss_sum)
+        yield step + 1
+
+
+@torch.no_grad()
+def predict(net: ResNet, data: Data, images: Tensor) -> Tensor:
+    """Logits [n, classes] float32 in eval mode of images [n, H, W, C] uint8, not augmented."""
+    net.eval()
+    return torch.cat([net(data.normalise(part)) for part in images.split(1000)])
+
+
+def evaluate(net: ResNet, data: Data) -> tuple[float, float]:
+    """(accuracy as a fraction, mean cross-entropy) on the test set."""
+    logits = predict(net, data, data.test)
+    accuracy = (logits.argmax(1) == data.test_labels).double().mean().item()
+    return accuracy, F.cross_entropy(logits.double(), data.test_labels).item()
+
+
+# ------------------------------------------------------------ command line
+
+
+class Parser(argparse.ArgumentParser):
+    """A script's docstring is its help, and an error is one line without the usage."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+
+def add_data_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, help="experiment of the paper (default: digits, or what --dataset says)")
+    add("--dataset", choices=READERS, help="default: the preset's; folder reads train/CLASS/*, test/CLASS/*")
+    add_place_flags(parser)
+
+
+def add_place_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (default: data)")
+    add("--force", action="store_true", help="start over where the output exists")
+
+
+def add_noise_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--label-noise", type=float, help="share of labels drawn anew, 0 to 1 (default: the input's, else 0)")
+    add("--noise-seed", type=int, help="which draw of the label noise (default: the input's, else 0)")
+
+
+def add_device_flag(parser: Parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: a GPU if any)")
+
+
+def add_training_flags(parser: Parser) -> None:
+    """Flags of the stages that choose a recipe: device, precision, every hyperparameter of the preset."""
+    add_device_flag(parser)
+    add = parser.add_argument
+    add("--precision", choices=["auto", "fp32", "bf16"], help="auto is bf16 where it is faster (preset's)")
+    for name, (kind, _, _, meaning) in HYPERPARAMETERS.items():
+        nargs = "*" if name == "milestones" else None
+        add(spell(name), type=kind, nargs=nargs, metavar="X", help=f"{meaning} ({defaults(name)})")
+
+
+def defaults(name: str) -> str:
+    return ", ".join(f"{preset} {show(PRESETS[preset][name])}" for preset in PRESETS)
+
+
+def spell(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def show(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def resolve_preset(args: argparse.Namespace) -> dict:
+    """Preset and data set by name; a data set that names a preset selects it."""
+    if args.dataset == "folder" and not args.preset:
+        raise InputError("--dataset folder needs --preset")
+    preset = args.preset or args.dataset or "digits"
+    return {"preset": preset, "dataset": args.dataset or PRESETS[preset]["dataset"]}
+
+
+def resolve_recipe(args: argparse.Namespace, device: torch.device) -> dict:
+    """Preset, data set, hyperparameters and precision, checked before any data are read."""
+    recipe = resolve_preset(args)
+    preset = PRESETS[recipe["preset"]]
+    for name in HYPERPARAMETERS:
+        given = getattr(args, name)
+        recipe[name] = preset[name] if given is None else given
+    check_hyperparameters(recipe, spell)
+    return recipe | {"precision": resolve_precision(args.precision or preset["precision"], device)}
+
+
+def check_hyperparameters(recipe: dict, spell: Callable[[str], str] = str) -> None:
+    """InputError unless every hyperparameter has its type and a usable value."""
+    for name, (kind, usable, what, _) in HYPERPARAMETERS.items():
+        values = recipe[name] if name == "milestones" else [recipe[name]]
+        types = (int, float) if kind is float else (int,)
+        fine = isinstance(values, list) and all(type(v) in types and math.isfinite(v) for v in values)
+        if not fine or not all(map(usable, values)) or values != sorted(set(values)):
+            raise InputError(f"{spell(name)} must be {what}, not {show(recipe[name])}")
+
+
+def check_recipe(path: Path, recipe: object) -> dict:
+    """The recipe from a file's metadata; InputError names the file and what is wrong with it."""
+    missing = sorted(set(RECIPE) - set(recipe if isinstance(recipe, dict) else ()))
+    if missing:
+        raise InputError(f"{path}: not a file of pretrain.py, its recipe lacks {', '.join(missing)}")
+    try:
+        check_hyperparameters(recipe)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    choices = {"preset": PRESETS, "dataset": READERS, "precision": ("fp32", "bf16"), "scheme": SCHEMES}
+    ranges = {"classes": 10**6, "seed": 2**32 - 1, "rewind_step": recipe["total_steps"]}
+    wrong = [key for key, known in choices.items() if recipe[key] not in known]
+    wrong += [k for k, top in ranges.items() if type(recipe[k]) is not int or not 0 <= recipe[k] <= top]
+    if wrong:
+        raise InputError(f"{path}: its recipe cannot be: {', '.join(f'{k} {recipe[k]}' for k in wrong)}")
+    return recipe
+
+
+def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
+    """label_noise and noise_seed from the flags or the input's sidecar; they must not contradict."""
+    noise = {}
+    for name in ("label_noise", "noise_seed"):
+        given, stored = getattr(args, name), sidecar.get(name)
+        if given is not None and stored is not None and given != stored:
+            raise InputError(f"{spell(name)} {given} contradicts the input, which was made with {stored}")
+        noise[name] = next((v for v in (given, stored) if v is not None), 0)
+    share = noise["label_noise"]
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise InputError(f"--label-noise must be in [0, 1], not {share}")
+    check_seed("--noise-seed", noise["noise_seed"])
+    return {"label_noise": float(share), "noise_seed": noise["noise_seed"] if share else 0}
+
+
+def check_seed(flag: str, seed: object) -> None:
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise InputError(f"{flag} must be from 0 to 2^32 - 1, not {seed}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device by name, set up so that the same command gives the same numbers."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # both are read when CUDA starts
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:i, not {name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """auto -> bf16 where the hardware multiplies it faster than fp32, else fp32."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if precision == "bf16" and not has_bf16:
+        raise InputError("bf16 needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16")
+    return ("bf16" if has_bf16 else "fp32") if precision == "auto" else precision
+
+
+def made_by(device: torch.device) -> dict:
+    """What is recorded but never compared."""
+    cuda = device.type == "cuda"
+    return {
+        "torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "host": socket.gethostname(), "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def defer_signals() -> list[int]:
+    """From now on SIGTERM and SIGINT only add their number to the list; a second one ends the process."""
+    received = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return received
+
+
+def raise_stopped(number: int, frame: object) -> None:
+    raise Stopped(number)
+
+
+def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
+    """Run a stage's main and turn what it raises into one line on stderr and the exit status."""
+    # set explicitly: a background job of a shell inherits an ignored SIGINT
+    before = {n: signal.signal(n, raise_stopped) for n in (signal.SIGTERM, signal.SIGINT)}
+    name = Path(main.__code__.co_filename).name
+    try:
+        main(argv)
+        return 0
+    except Stopped as stopped:
+        message, status = f"stopped by {signal.Signals(stopped.args[0]).name}", 128 + stopped.args[0]
+    except InputError as error:
+        message, status = f"error: {error}", 2
+    except torch.cuda.OutOfMemoryError:
+        message, status = "out of GPU memory: lower --at-once or --batch-size", 1
+    except (Failure, OSError) as error:
+        message, status = str(error), 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(f"{name}: {message}", file=sys.stderr)
+    return status

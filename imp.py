@@ -1,0 +1,315 @@
+"""Iterative magnitude pruning with rewinding (paper, Algorithm 1), for one or many starting points.
+
+reads   rewind.safetensors (weights at step t_r and the recipe), the training set
+writes  beside it levelNN.safetensors (weight.*, mask.*) and results.csv; state.safetensors within a level
+python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
+"""
+
+import csv
+import io
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import common
+from common import InputError, Member
+
+COLUMNS = ["level", "weights_remaining", "weights_remaining_count", "test_accuracy", "test_loss",
+           "train_loss", "steps", "seconds"]  # fmt: skip
+LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
+
+
+@dataclass
+class Run:
+    """One starting point on its way through the levels."""
+
+    folder: Path
+    weights: dict[str, Tensor]  # w_{t_r} and its batch-norm statistics
+    recipe: dict
+    settings: dict  # what else decides the result
+    level: int = 0  # the next to train
+    masks: dict[str, Tensor] = field(default_factory=dict)  # uint8, of that level, in state-dict order
+    rows: list[dict] = field(default_factory=list)  # of results.csv
+    seconds: float = 0.0  # training time so far of that level
+
+    def described(self) -> dict:
+        return {"recipe": self.recipe, **self.settings}
+
+
+def pruned_count(remaining: int, fraction: float) -> int:
+    """How many of the remaining weights a level drops; the fraction is the decimal it was written as."""
+    return math.ceil(Fraction(str(fraction)) * remaining)
+
+
+def prune(weights: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Drop the smallest-magnitude fraction of the weights still there, over all masked tensors together.
+
+    Exactly ceil(fraction x remaining) go; ties by position in the order of masks. Returns new uint8 masks.
+    """
+    alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
+    magnitude = torch.cat([weights[name].abs().flatten() for name in masks])
+    index = alive.nonzero().squeeze(1)
+    order = torch.sort(magnitude[index], stable=True).indices  # topk would break ties arbitrarily
+    alive[index[order[: pruned_count(len(index), fraction)]]] = False
+    parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
+    return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
+
+
+# ------------------------------------------------------------ starting points and finished levels
+
+
+def read_rewind(path: Path, folder: Path, fraction: float | None, order_seed: int | None) -> Run:
+    """The starting point in a file of pretrain.py."""
+    weights, info = common.load_tensors(path)
+    recipe = common.check_recipe(path, info.get("recipe"))
+    if fraction is None:
+        fraction = common.PRESETS[recipe["preset"]]["prune_fraction"]
+    settings = {"prune_fraction": fraction, "order_seed": order_seed,
+                "rewind_sha256": common.digest(weights, recipe)}  # fmt: skip
+    return Run(folder, weights, recipe, settings)
+
+
+def check_company(paths: list[Path], runs: list[Run]) -> None:
+    """InputError unless the runs share what IMP trains with and have a folder each."""
+    for path, run in zip(paths, runs):
+        for key in common.SHARED:
+            mine, first = run.recipe[key], runs[0].recipe[key]
+            if mine != first:
+                raise InputError(f"{path}: {key} is {mine}, but {first} in {paths[0]}; one call, one recipe")
+        if [other.folder.resolve() for other in runs].count(run.folder.resolve()) > 1:
+            raise InputError(f"{path}: another starting point writes to the same folder, {run.folder}")
+
+
+def check_start(path: Path, run: Run, data: common.Data) -> None:
+    """InputError unless weights, recipe and data fit each other; then the masks become all ones."""
+    recipe = run.recipe
+    if recipe["fingerprint"] != data.fingerprint or recipe["classes"] != len(data.classes):
+        raise InputError(f"{path}: made from other {recipe['dataset']} images than those in --data-dir")
+    with torch.device("meta"):
+        net = common.ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
+    check_tensors(path, run.weights, net.state_dict())
+    prunable = {name: p for name, p in net.named_parameters() if p.dim() > 1}
+    run.masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in prunable.items()}
+
+
+def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        raise InputError(f"{path}: tensor {name} is {'unexpected' if name in tensors else 'missing'}")
+    for name, t in expected.items():
+        have = tensors[name]
+        if have.shape != t.shape or have.dtype != t.dtype:
+            raise InputError(f"{path}: {name} is {list(have.shape)} {have.dtype}, its recipe needs "
+                             f"{list(t.shape)} {t.dtype}")  # fmt: skip
+
+
+def level_path(run: Run, level: int) -> Path:
+    return run.folder / f"level{level:02d}.safetensors"
+
+
+def level_tensors(weights: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {f"weight.{name}": t for name, t in weights.items()}
+    return tensors | {f"mask.{name}": t for name, t in masks.items()}
+
+
+def resume(run: Run) -> None:
+    """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
+    for level in count():
+        path = level_path(run, level)
+        if not path.exists():
+            break
+        tensors, info = common.load_tensors(path)
+        found = info.get("recipe", {}) | {key: info[key] for key in run.settings if key in info}
+        common.refuse_difference(path, found, run.recipe | run.settings)
+        check_tensors(path, tensors, level_tensors(run.weights, run.masks))
+        if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
+            raise InputError(f"{path}: its mask does not follow from the level before")
+        run.rows.append(info["row"])
+        trained = {name: tensors[f"weight.{name}"] for name in run.weights}
+        run.masks = prune(trained, run.masks, run.settings["prune_fraction"])
+        run.level = level + 1
+    if run.rows:  # a crash between level file and results.csv heals here
+        write_results(run)
+
+
+def write_results(run: Run) -> None:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run.rows)
+    path = run.folder / "results.csv"
+    if not path.exists() or path.read_text() != out.getvalue():
+        common.atomic_write(path, out.getvalue().encode())
+
+# ------------------------------------------------------------ the unfinished level
+
+
+def save_state(run: Run, member: Member) -> None:
+    """Keep an unfinished level; its masks follow from the last finished one."""
+    tensors = {f"weight.{name}": t for name, t in member.weights().items()}
+    tensors |= {f"momentum.{name}": t for name, t in member.momentum.items()} | {"loss_sum": member.loss_sum}
+    if not all(t.isfinite().all() for t in tensors.values()):
+        return  # about to be stopped for that
+    info = run.described() | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
+                              "seconds": run.seconds}  # fmt: skip
+    common.save_tensors(run.folder / "state.safetensors", tensors, info)
+
+
+@torch.no_grad()
+def load_state(run: Run, member: Member) -> None:
+    """Put the unfinished level of this run, if there is one, back where it stopped."""
+    path = run.folder / "state.safetensors"
+    if not path.exists():
+        return
+    tensors, info = common.load_tensors(path)
+    if info.get("level") != run.level or any(info.get(k) != v for k, v in run.described().items()):
+        return
+    for prefix, mine in (("weight", member.weights()), ("momentum", member.momentum)):
+        for name, t in mine.items():
+            t.copy_(tensors[f"{prefix}.{name}"])
+    member.loss_sum.copy_(tensors["loss_sum"])
+    member.step, member.loss_steps, run.seconds = info["step"], info["loss_steps"], info["seconds"]
+
+
+# ------------------------------------------------------------ Algorithm 1
+
+
+def train_group(
+    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list[int]
+) -> list[str]:
+    """Take runs through their levels side by side; returns a line for each that had to stop."""
+    recipe = runs[0].recipe
+    seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
+    everyone = [(run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)]
+    stopped = []
+    for level in range(levels + 1):
+        group = [(run, member) for run, member in everyone if run.level == level]
+        for run, member in group:
+            member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
+            load_state(run, member)
+        clock = saved = time.monotonic()
+        members = [member for _, member in group]
+        for _ in common.train(members, data, recipe, recipe["total_steps"], peak=recipe["lr"], level=level):
+            if not received and time.monotonic() - saved < save_every:
+                continue
+            clock, spent = time.monotonic(), time.monotonic() - clock
+            for run, member in group:
+                run.seconds += spent / len(group)
+                if not member.failed:
+                    save_state(run, member)
+            if received:
+                raise common.Stopped(received[0])
+            saved = time.monotonic()
+        spent = time.monotonic() - clock
+        for run, member in group:
+            run.seconds += spent / len(group)
+            if member.failed:
+                stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
+                continue
+            finish_level(run, member, data)
+    return stopped
+
+
+def finish_level(run: Run, member: Member, data: common.Data) -> None:
+    """Evaluate at the last step, save, and prune for the next level."""
+    accuracy, loss = common.evaluate(member.net, data)
+    weights = {name: t.cpu() for name, t in member.weights().items()}
+    assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
+    remaining = sum(int(mask.sum()) for mask in run.masks.values())
+    share = remaining / sum(mask.numel() for mask in run.masks.values())
+    train_loss = member.loss_sum.item() / max(1, member.loss_steps)
+    steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
+    row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
+    info = run.described() | {"row": row, "made_by": common.made_by(data.labels.device)}
+    common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks), info)
+    run.rows.append(row)
+    write_results(run)
+    run.masks = prune(weights, run.masks, run.settings["prune_fraction"])
+    print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
+                      f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
+    run.level, run.seconds = run.level + 1, 0.0
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.Parser(__doc__)
+    add = parser.add_argument
+    add("rewind", type=Path, nargs="+", help="rewind.safetensors of pretrain.py; several must share a recipe")
+    add("--levels", type=int, help=f"prunings; level 0 is dense ({common.defaults('levels')})")
+    add("--prune-fraction", type=float, help=f"of the weights left ({common.defaults('prune_fraction')})")
+    add("--order-seed", type=int, help="train under another batch order (default: the recipe's); needs --out")
+    add("--out", type=Path, help="folder to write to (default: that of each rewind file)")
+    add("--at-once", type=int, help="networks trained side by side (default: 8 on a GPU, 1 on a CPU)")
+    add("--save-every", type=float, default=60, help="seconds between saves within a level (default: 60)")
+    common.add_place_flags(parser)
+    common.add_device_flag(parser)
+    args = parser.parse_args(argv)
+
+    device = common.resolve_device(args.device)
+    if args.out and len(args.rewind) > 1:
+        raise InputError("--out takes a single starting point")
+    if args.order_seed is not None:
+        common.check_seed("--order-seed", args.order_seed)
+        if not args.out:
+            raise InputError("--order-seed needs --out, a folder of its own")
+    if args.prune_fraction is not None and not 0 < args.prune_fraction < 1:
+        raise InputError(f"--prune-fraction must be in (0, 1), not {args.prune_fraction}")
+    at_once = args.at_once if args.at_once is not None else common.default_at_once(device)
+    if at_once < 1:
+        raise InputError(f"--at-once must be at least 1, not {at_once}")
+    if not args.save_every > 0:
+        raise InputError(f"--save-every must be above 0, not {args.save_every}")
+    starts = [(path, args.out or path.parent) for path in args.rewind]
+    runs = [read_rewind(*start, args.prune_fraction, args.order_seed) for start in starts]
+    check_company(args.rewind, runs)
+    recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
+    levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
+    if levels < 0:
+        raise InputError(f"--levels must be at least 0, not {levels}")
+    common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
+
+    data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    for path, run in zip(args.rewind, runs):
+        check_start(path, run, data)
+    remaining = sum(mask.numel() for mask in runs[0].masks.values())
+    for level in range(1, levels + 1):
+        remaining -= pruned_count(remaining, fraction)
+        if not remaining:
+            raise InputError(f"--levels {levels}: no weight is left at level {level}")
+    for run in runs:
+        common.prepare_folder(run.folder)
+    held = [common.lock(run.folder / ".lock") for run in sorted(runs, key=lambda run: run.folder)]
+    for run in runs:
+        if args.force:
+            for old in [*run.folder.glob("level[0-9][0-9]*.safetensors"), run.folder / "state.safetensors"]:
+                old.unlink(missing_ok=True)
+        resume(run)
+
+    received = common.defer_signals()
+    todo = [run for run in runs if run.level <= levels]
+    for run in runs:
+        if run not in todo:
+            print(f"already done: {run.folder / 'results.csv'}")
+    if todo:
+        print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
+                          "train loss", "steps", "seconds"), flush=True)  # fmt: skip
+    stopped = []
+    for group in common.even_groups(todo, at_once):
+        stopped += train_group(group, levels, data, args.save_every, received)
+    for run in todo:
+        if run.level > levels:
+            (run.folder / "state.safetensors").unlink(missing_ok=True)
+            print(run.folder / "results.csv")
+    if stopped:
+        raise common.Failure("; ".join(stopped))
+    for handle in held:
+        handle.close()
+
+
+if __name__ == "__main__":
+    sys.exit(common.cli(main))

@@ -1,0 +1,126 @@
+"""Choose the examples that pre-training may see: random, easiest or hardest (paper, Section 3).
+
+reads   the training labels, and for easy and hard scores.npy (float32 [N], low is easy)
+writes  subset.npy (int64 [M], ascending indices into the training set), subset.json (how it was made)
+python make_subset.py --preset cifar10 --select easy --size 3200 --scores el2n.npy --out easy.npy
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import common
+from common import InputError
+
+
+def select(scores: np.ndarray, size: int, hardest: bool = False) -> np.ndarray:
+    """The `size` examples of lowest (or highest) score, [M] int64 ascending; ties go to the lower index."""
+    order = np.argsort(-scores if hardest else scores, kind="stable")
+    return np.sort(order[:size])
+
+
+def select_balanced(
+    scores: np.ndarray, labels: np.ndarray, classes: int, size: int, hardest: bool = False
+) -> np.ndarray:
+    """The same within each class: size // classes of each, the remainder one each to the lowest classes."""
+    chosen = []
+    for c, count in enumerate(class_counts(size, np.arange(classes))):
+        members = np.flatnonzero(labels == c)
+        require(members, c, count)
+        chosen.append(members[select(scores[members], count, hardest)])
+    return np.sort(np.concatenate(chosen))
+
+
+def select_random(labels: np.ndarray, classes: int, size: int, seed: int, balanced=True) -> np.ndarray:
+    """Random examples, [M] int64, the same number of every class; the remainder to randomly drawn classes.
+
+    One order of the classes and one permutation of each class depend on the seed alone, and a subset takes
+    the first of each, so that the subsets of one seed are nested.
+    """
+    draw = common.rng(common.SUBSET, seed)
+    if not balanced:
+        return np.sort(draw.permutation(len(labels))[:size])
+    counts = class_counts(size, draw.permutation(classes))
+    chosen = []
+    for c in range(classes):
+        members = draw.permutation(np.flatnonzero(labels == c))
+        require(members, c, counts[c])
+        chosen.append(members[: counts[c]])
+    return np.sort(np.concatenate(chosen))
+
+
+def class_counts(size: int, order: np.ndarray) -> np.ndarray:
+    """How many examples of each class, [C]: size // C, one more for the first size % C classes in `order`."""
+    counts = np.full(len(order), size // len(order))
+    counts[order[: size % len(order)]] += 1
+    return counts
+
+
+def require(members: np.ndarray, c: int, count: int) -> None:
+    if len(members) < count:
+        raise InputError(f"--size needs {count} examples of class {c}, which has {len(members)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.Parser(__doc__)
+    add = parser.add_argument
+    common.add_data_flags(parser)
+    add("--select", choices=["random", "easy", "hard"], required=True)
+    add("--size", type=int, required=True, help="M, examples to choose")
+    add("--scores", type=Path, help="scores.npy, for easy and hard")
+    add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
+    add("--seed", type=int, default=0, help="replicate; matters for random only (default: 0)")
+    common.add_noise_flags(parser)
+    add("--out", type=Path, required=True, help="subset.npy to write")
+    args = parser.parse_args(argv)
+
+    names = common.resolve_preset(args)
+    random = args.select == "random"
+    balanced = random if args.class_balanced is None else args.class_balanced
+    if random == (args.scores is not None):
+        raise InputError(f"--select {args.select} {'takes no' if random else 'needs'} --scores")
+    common.check_seed("--seed", args.seed)
+    common.check_suffix(args.out, ".npy")
+
+    data = common.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
+    clean, classes = data.labels.numpy(), len(data.classes)
+    if not 1 <= args.size <= len(clean):
+        raise InputError(f"--size must be from 1 to the {len(clean)} training examples, not {args.size}")
+    scores, sidecar = None, {}
+    if args.scores:
+        scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
+    noise = common.resolve_noise(args, sidecar)
+    labels = common.noisy_labels(clean, classes, **noise)
+    config = names | noise | {
+        "fingerprint": data.fingerprint, "select": args.select, "size": args.size, "class_balanced": balanced,
+        "seed": args.seed if random else None,
+        "scores_sha256": None if random else common.sha256(scores.tobytes()),
+    }  # fmt: skip
+    common.prepare_folder(args.out.parent)
+    if args.out.exists() and not args.force:
+        _, info = common.load_array(args.out, np.int64, (None,), data.fingerprint)
+        common.refuse_difference(args.out, info, config)
+        print(f"already done: {args.out}")
+        return
+
+    if random:
+        subset = select_random(labels, classes, args.size, args.seed, balanced)
+    elif balanced:
+        subset = select_balanced(scores, labels, classes, args.size, hardest=args.select == "hard")
+    else:
+        subset = select(scores, args.size, hardest=args.select == "hard")
+    args.out.unlink(missing_ok=True)  # never the old indices under the new sidecar
+    common.save_array(args.out, subset, config)
+    counts = np.bincount(labels[subset], minlength=classes)
+    print("examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts)))
+    if noise["label_noise"]:
+        wrong = labels != clean
+        print(f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all examples")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(common.cli(main))

@@ -1,0 +1,88 @@
+"""Pre-train the dense network for a few hundred steps on a subset: where IMP rewinds to (paper, Section 3).
+
+reads   the training set, and subset.npy (int64 [M] indices; without it, all examples)
+writes  rewind.safetensors (weights and batch-norm statistics at step t_r; the recipe as metadata)
+python pretrain.py --preset cifar10 --subset easy.npy --steps 200 --out runs/easy/seed0/rewind.safetensors
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import common
+from common import InputError
+
+
+def check_subset(path: Path, subset: np.ndarray, n: int) -> None:
+    """InputError unless subset [M] holds at least one index, all within n examples and none twice."""
+    if not len(subset):
+        raise InputError(f"{path}: holds no index")
+    if subset.min() < 0 or subset.max() >= n:
+        outside = subset[(subset < 0) | (subset >= n)][0]
+        raise InputError(f"{path}: index {outside}, but there are {n} training examples")
+    if len(np.unique(subset)) != len(subset):
+        raise InputError(f"{path}: holds an index twice")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.Parser(__doc__)
+    add = parser.add_argument
+    common.add_data_flags(parser)
+    add("--subset", type=Path, help="subset.npy (default: all training examples)")
+    add("--steps", type=int, help=f"t_r, optimizer steps; 0 saves w_0 (t*: {common.defaults('t_star')})")
+    add("--seed", type=int, default=0, help="replicate: fixes w_0 and the data order (default: 0)")
+    common.add_noise_flags(parser)
+    common.add_training_flags(parser)
+    add("--out", type=Path, required=True, help="rewind.safetensors to write")
+    args = parser.parse_args(argv)
+
+    device = common.resolve_device(args.device)
+    recipe = common.resolve_recipe(args, device)
+    steps = common.PRESETS[recipe["preset"]]["t_star"] if args.steps is None else args.steps
+    if not 0 <= steps <= recipe["total_steps"]:
+        raise InputError(f"--steps must be from 0 to the {recipe['total_steps']} total steps, not {steps}")
+    common.check_seed("--seed", args.seed)
+    common.check_suffix(args.out, ".safetensors")
+
+    data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    clean = data.labels.cpu().numpy()
+    subset, sidecar = None, {}
+    if args.subset:
+        subset, sidecar = common.load_array(args.subset, np.int64, (None,), data.fingerprint)
+        check_subset(args.subset, subset, len(clean))
+    noise = common.resolve_noise(args, sidecar)
+    labels = common.noisy_labels(clean, len(data.classes), **noise)
+    scheme = "all" if subset is None else sidecar.get("select", "custom")
+    recipe |= noise | {
+        "fingerprint": data.fingerprint, "classes": len(data.classes), "rewind_step": steps,
+        "seed": args.seed, "scheme": scheme if scheme in common.SCHEMES else "custom",
+        "class_balanced": sidecar.get("class_balanced"),
+        "subset_size": None if subset is None else len(subset),
+        "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
+    }  # fmt: skip
+    common.prepare_folder(args.out.parent)
+    lock = common.lock(args.out.parent / ".lock")  # noqa: F841 - held until the process ends
+    if args.out.exists() and not args.force:
+        _, info = common.load_tensors(args.out)
+        common.refuse_difference(args.out, common.check_recipe(args.out, info.get("recipe")), recipe)
+        print(f"already done: {args.out}")
+        return
+
+    member = common.Member("pre-training", recipe, data, args.seed)
+    for _ in common.train([member], data, recipe, steps, peak=recipe["pretrain_lr"], subset=subset,
+                          labels=torch.from_numpy(labels).to(device)):  # fmt: skip
+        pass
+    if member.failed:
+        raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
+    accuracy, loss = common.evaluate(member.net, data)
+    info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
+    common.save_tensors(args.out, member.weights(), info)
+    examples = len(clean) if subset is None else len(subset)
+    print(f"step {steps}   {scheme}, {examples} examples   test accuracy {accuracy:.4f}   loss {loss:.4f}")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(common.cli(main))
