@@ -1,0 +1,149 @@
+"""EL2N: against NumPy and SciPy; resumed network by network."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import TINY, snapshot
+
+import common
+import score_el2n
+
+SHORT = [*TINY, "--networks", 3, "--steps", 4]
+
+
+def test_el2n_equals_the_numpy_formula():
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(0, 4, (200, 10)).astype(np.float32), draw.integers(0, 10, 200)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    expected = np.sqrt(((p - np.eye(10)[labels]) ** 2).sum(1))
+    ours = score_el2n.el2n(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert ours.dtype == torch.float32
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_el2n_bounds():
+    sure = torch.tensor([[100.0, 0, 0], [100.0, 0, 0], [0, 0, 0]])
+    scores = score_el2n.el2n(sure, torch.tensor([0, 1, 2])).tolist()
+    assert scores == pytest.approx([0, np.sqrt(2), np.sqrt(6) / 3])
+
+
+def test_ranks_and_rank_correlation_equal_scipy():
+    draw = np.random.default_rng(1)
+    networks = draw.integers(0, 20, (4, 300)).astype(np.float32) + np.arange(300) * 0.05  # with ties
+    for row in networks:
+        assert np.array_equal(score_el2n.ranks(row), scipy.stats.rankdata(row))
+    pairs = [scipy.stats.spearmanr(networks[i], networks[j])[0] for i in range(4) for j in range(i)]
+    rho, of_mean, overlap = score_el2n.reliability(networks)
+    assert rho == pytest.approx(np.mean(pairs))
+    assert of_mean == pytest.approx(4 * rho / (1 + 3 * rho))
+    halves = [set(np.argsort(half.mean(0), kind="stable")[:30]) for half in (networks[:2], networks[2:])]
+    assert overlap == pytest.approx(len(halves[0] & halves[1]) / 30)
+
+
+def test_reliability_predicts_the_correlation_with_as_many_other_networks():
+    draw = np.random.default_rng(2)
+    truth = draw.normal(size=4000)
+    networks = truth + draw.normal(size=(10, 4000))
+    _, of_mean, _ = score_el2n.reliability(networks[:5])
+    measured = scipy.stats.spearmanr(networks[:5].mean(0), networks[5:].mean(0))[0]
+    assert of_mean == pytest.approx(measured, abs=0.02)
+
+
+def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(ok, tmp_path, digits):
+    out = ok("score", *SHORT, "--out", tmp_path / "scores.npy")
+    scores, networks = np.load(tmp_path / "scores.npy"), np.load(tmp_path / "scores.networks.npy")
+    assert scores.dtype == networks.dtype == np.float32
+    assert scores.shape == (1297,)
+    assert networks.shape == (3, 1297)
+    np.testing.assert_allclose(scores, networks.mean(0), rtol=1e-6)
+    assert "rank correlation" in out
+    assert out.strip().endswith("scores.npy")
+    info = json.loads((tmp_path / "scores.json").read_text())
+    assert info["sha256"] == common.sha256((tmp_path / "scores.npy").read_bytes())
+    assert (info["dataset"], info["fingerprint"]) == ("digits", digits.fingerprint)
+
+    seed = int(common.rng(common.SCORING, 0, 1).integers(2**32, 2**63))  # the second network, by hand
+    recipe = {key: info.get(key, 1.0) for key in common.RECIPE}
+    member = common.Member("by hand", recipe, digits, seed)
+    list(common.train([member], digits, recipe, 4, peak=recipe["lr"]))
+    x = digits.normalise(digits.train_images()[:64])
+    p = member.net.eval()(x).softmax(1).detach().numpy()
+    error = np.linalg.norm(p - np.eye(10)[digits.labels[:64]], axis=1)
+    np.testing.assert_allclose(networks[1, :64], error, rtol=1e-4)
+
+
+def test_label_noise_reaches_training_and_scores(ok, tmp_path, digits):
+    """At 50% the noisy examples score higher: the network learns the clean majority first."""
+    flags = [
+        "--depth",
+        8,
+        "--width",
+        8,
+        "--networks",
+        2,
+        "--steps",
+        100,
+        "--label-noise",
+        0.5,
+        "--noise-seed",
+        3,
+    ]
+    ok("score", *flags, "--out", tmp_path / "scores.npy")
+    scores, clean = np.load(tmp_path / "scores.npy"), digits.labels.numpy()
+    wrong = common.noisy_labels(clean, 10, 0.5, 3) != clean
+    assert (
+        scipy.stats.mannwhitneyu(scores[wrong], scores[~wrong]).statistic / (wrong.sum() * (~wrong).sum())
+        > 0.8
+    )
+
+
+def test_scoring_goes_on_with_the_networks_missing(call, ok, tmp_path, monkeypatch):
+    ok("score", *SHORT, "--out", tmp_path / "whole" / "s.npy")
+    real, calls = common.predict, []
+
+    def stop_after_two(*args):
+        calls.append(args)
+        if len(calls) == 4:  # each network is scored and evaluated
+            raise common.Stopped(15)
+        return real(*args)
+
+    monkeypatch.setattr(common, "predict", stop_after_two)
+    assert call("score", *SHORT, "--out", tmp_path / "parts" / "s.npy")[0] == 143
+    monkeypatch.setattr(common, "predict", real)
+    progress = np.load(tmp_path / "parts" / "s.networks.npy")
+    assert np.isnan(progress).all(1).tolist() == [False, False, True]
+    out = ok("score", *SHORT, "--out", tmp_path / "parts" / "s.npy")
+    assert "network   3 of 3" in out
+    assert "network   1" not in out
+    assert np.array_equal(np.load(tmp_path / "parts" / "s.npy"), np.load(tmp_path / "whole" / "s.npy"))
+
+
+def test_a_row_that_does_not_match_its_checksum_is_done_again(ok, tmp_path):
+    """What a crash between sidecar and array leaves: the sidecar is ahead of the array."""
+    ok("score", *SHORT, "--out", tmp_path / "s.npy")
+    scores, progress = np.load(tmp_path / "s.npy"), tmp_path / "s.networks.npy"
+    networks = np.load(progress)
+    networks[1] = np.nan
+    np.save(progress, networks)
+    (tmp_path / "s.npy").unlink()
+    out = ok("score", *SHORT, "--out", tmp_path / "s.npy")
+    assert "network   2 of 3" in out
+    assert "network   1" not in out
+    assert np.array_equal(np.load(tmp_path / "s.npy"), scores)
+
+
+def test_rerun_rules(ok, call, tmp_path):
+    command = ["score", *SHORT, "--out", tmp_path / "s.npy"]
+    ok(*command)
+    before = snapshot(tmp_path)
+    assert "already done" in ok(*command)
+    status, _, err = call(*command, "--lr", 0.05)
+    assert status == 2
+    assert "lr 0.3 there, 0.05 now" in err
+    assert snapshot(tmp_path) == before
+    ok(*command, "--lr", 0.05, "--force")
+    assert snapshot(tmp_path) != before

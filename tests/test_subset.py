@@ -1,0 +1,117 @@
+"""Subsets as properties: sizes, balance, nesting, ties."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import common
+import make_subset
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), 40))
+
+
+@given(st.integers(1, 280), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_random_is_balanced_and_unique(size, seed):
+    subset = make_subset.select_random(LABELS, 7, size, seed)
+    assert subset.dtype == np.int64
+    assert np.array_equal(subset, np.unique(subset))
+    counts = np.bincount(LABELS[subset], minlength=7)
+    assert counts.sum() == size
+    assert set(counts) <= {size // 7, size // 7 + 1}
+    assert np.array_equal(subset, make_subset.select_random(LABELS, 7, size, seed))
+
+
+@given(st.integers(1, 280), st.integers(1, 280), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_random_subsets_of_a_seed_are_nested(a, b, seed, balanced):
+    small, large = (set(make_subset.select_random(LABELS, 7, n, seed, balanced)) for n in sorted((a, b)))
+    assert small <= large
+
+
+def test_random_depends_on_the_seed_and_spreads_the_remainder():
+    drawn = [make_subset.select_random(LABELS, 7, 38, seed) for seed in range(200)]
+    assert len({tuple(s) for s in drawn}) == 200
+    extra = sum(np.bincount(LABELS[s], minlength=7) - 5 for s in drawn)
+    assert extra.sum() == 600
+    assert (abs(extra - 600 / 7) < 30).all()  # 3 of 7 classes, drawn anew each time
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.data(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_easy_and_hard_take_the_extremes_and_the_lower_index_among_ties(values, data, hardest):
+    scores = np.array(values, np.float32)
+    size = data.draw(st.integers(1, len(scores)))
+    subset = make_subset.select(scores, size, hardest)
+    sign = -1 if hardest else 1
+    expected = sorted(range(len(values)), key=lambda i: (sign * values[i], i))[:size]
+    assert subset.tolist() == sorted(expected)
+
+
+@given(st.integers(1, 280), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_balanced_easy_and_hard_are_extreme_within_each_class(size, hardest):
+    scores = np.random.default_rng(1).normal(size=280).astype(np.float32)
+    subset = make_subset.select_balanced(scores, LABELS, 7, size, hardest)
+    for c in range(7):
+        count = size // 7 + (c < size % 7)  # the remainder to the lowest classes
+        mine = sorted(np.flatnonzero(c == LABELS), key=lambda i: scores[i], reverse=hardest)[:count]
+        assert sorted(mine) == subset[LABELS[subset] == c].tolist()
+
+
+def test_a_class_with_too_few_examples_is_an_input_error():
+    with pytest.raises(common.InputError, match="needs 3 examples of class 1, which has 2"):
+        make_subset.select_balanced(np.zeros(6, np.float32), np.array([0, 0, 0, 0, 1, 1]), 2, 6)
+
+
+def test_command_prints_counts_and_noise_and_passes_the_noise_on(ok, call, tmp_path, digits):
+    noise = ["--label-noise", 0.4, "--noise-seed", 5]
+    ok("score", *TINY, "--networks", 1, "--steps", 2, *noise, "--out", tmp_path / "s.npy")
+    easy = ["subset", "--select", "easy", "--size", 50, "--scores", tmp_path / "s.npy"]
+    out = ok(*easy, "--out", tmp_path / "easy.npy")
+    subset, clean = np.load(tmp_path / "easy.npy"), digits.labels.numpy()
+    noisy = common.noisy_labels(clean, 10, 0.4, 5)
+    wrong = noisy != clean
+    assert f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all" in out
+    counts = np.bincount(noisy[subset], minlength=10)
+    assert "  ".join(f"{c} {n}" for c, n in enumerate(counts)) in out
+    info = json.loads((tmp_path / "easy.json").read_text())
+    assert (info["label_noise"], info["noise_seed"], info["select"], info["seed"]) == (0.4, 5, "easy", None)
+    status, _, err = call(*easy, "--label-noise", 0.1, "--out", tmp_path / "other.npy")
+    assert status == 2
+    assert "--label-noise 0.1 contradicts the input, which was made with 0.4" in err
+    start = ["--subset", tmp_path / "easy.npy", "--steps", 1, "--out", tmp_path / "r.safetensors"]
+    status, _, err = call("pretrain", *TINY, *start, "--noise-seed", 1)
+    assert status == 2
+    assert "--noise-seed 1 contradicts" in err
+
+
+def test_random_is_balanced_by_the_noisy_labels(ok, tmp_path, digits):
+    ok("subset", "--select", "random", "--size", 40, "--label-noise", 0.9, "--out", tmp_path / "r.npy")
+    noisy = common.noisy_labels(digits.labels.numpy(), 10, 0.9, 0)
+    assert np.bincount(noisy[np.load(tmp_path / "r.npy")]).tolist() == [4] * 10
+
+
+def test_easy_and_hard_are_the_same_for_every_seed_and_seeded_scores_need_no_sidecar(ok, tmp_path):
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).random(1297, np.float32))  # a score of one's own
+    for seed in (0, 1):
+        ok("subset", "--select", "hard", "--size", 9, "--scores", tmp_path / "mine.npy", "--seed", seed,
+           "--out", tmp_path / f"{seed}.npy")  # fmt: skip
+    hard = np.load(tmp_path / "0.npy")
+    assert np.array_equal(hard, np.load(tmp_path / "1.npy"))
+    assert set(hard) == set(np.argsort(np.load(tmp_path / "mine.npy"))[-9:])
+
+
+def test_rerun_rules(ok, call, tmp_path):
+    command = ["subset", "--select", "random", "--size", 30, "--out", tmp_path / "r.npy"]
+    ok(*command)
+    before = snapshot(tmp_path)
+    assert "already done" in ok(*command)
+    status, _, err = call(*command, "--seed", 1)
+    assert status == 2
+    assert "seed 0 there, 1 now" in err
+    assert snapshot(tmp_path) == before
