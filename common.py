@@ -70,7 +70,7 @@ SHARED = ("preset", "dataset", "fingerprint", "classes", "precision",
           *(name for name in HYPERPARAMETERS if name != "pretrain_lr"))  # fmt: skip
 RECIPE = (*SHARED, "pretrain_lr", "rewind_step", "seed", "scheme", "subset_size", "subset_sha256",
           "class_balanced", "label_noise", "noise_seed")  # fmt: skip
-SCHEMES = ("all", "random", "easy", "hard", "custom")
+SCHEMES = ["all", "random", "easy", "hard", "custom"]
 
 # ------------------------------------------------------------ errors, random streams
 
@@ -650,11 +650,12 @@ def train(members: list[Member], data: Data, recipe: dict, stop: int, *, peak: f
     subset = np.arange(len(labels)) if subset is None else subset
     batch = min(recipe["batch_size"], len(subset))  # a smaller subset is one batch
     per_epoch = len(subset) // batch
-    first = min((m.step for m in members), default=stop)
+    first = min(m.step for m in members)
     rate, tables = torch.zeros((), device=labels.device), {}
     for m in members:
         m.net.train()
-    for step in tqdm(range(first, stop), f"level {level}", stop, initial=first, disable=None, leave=False):
+    name = members[0].name if len(members) == 1 else f"{len(members)} networks, level {level}"
+    for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, per_epoch)
         rate.fill_(learning_rate(recipe, peak, step))
         for m in members:
@@ -733,14 +734,18 @@ def add_training_flags(parser: Parser) -> None:
     """Flags of the stages that choose a recipe: device, precision, every hyperparameter of the preset."""
     add_device_flag(parser)
     add = parser.add_argument
-    add("--precision", choices=["auto", "fp32", "bf16"], help="auto is bf16 where it is faster (preset's)")
+    meaning = f"auto is bf16 where it is faster ({defaults('precision')})"
+    add("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
     for name, (kind, _, _, meaning) in HYPERPARAMETERS.items():
         nargs = "*" if name == "milestones" else None
         add(spell(name), type=kind, nargs=nargs, metavar="X", help=f"{meaning} ({defaults(name)})")
 
 
 def defaults(name: str) -> str:
-    return ", ".join(f"{preset} {show(PRESETS[preset][name])}" for preset in PRESETS)
+    """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
+    usual = CIFAR10[name]
+    others = [f", {preset}: {show(p[name])}" for preset, p in PRESETS.items() if p[name] != usual]
+    return f"default: {show(usual)}{''.join(others)}"
 
 
 def spell(name: str) -> str:
@@ -789,7 +794,7 @@ def check_recipe(path: Path, recipe: object) -> dict:
         check_hyperparameters(recipe)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    choices = {"preset": PRESETS, "dataset": READERS, "precision": ("fp32", "bf16"), "scheme": SCHEMES}
+    choices = {"preset": [*PRESETS], "dataset": [*READERS], "precision": ["fp32", "bf16"], "scheme": SCHEMES}
     ranges = {"classes": 10**6, "seed": 2**32 - 1, "rewind_step": recipe["total_steps"]}
     wrong = [key for key, known in choices.items() if recipe[key] not in known]
     wrong += [k for k, top in ranges.items() if type(recipe[k]) is not int or not 0 <= recipe[k] <= top]

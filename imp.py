@@ -130,6 +130,8 @@ def resume(run: Run) -> None:
         check_tensors(path, tensors, level_tensors(run.weights, run.masks))
         if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
             raise InputError(f"{path}: its mask does not follow from the level before")
+        if sorted(info.get("row", ())) != sorted(COLUMNS):
+            raise InputError(f"{path}: its metadata lack the row of results.csv")
         run.rows.append(info["row"])
         trained = {name: tensors[f"weight.{name}"] for name in run.weights}
         run.masks = prune(trained, run.masks, run.settings["prune_fraction"])
@@ -190,7 +192,10 @@ def train_group(
     stopped = []
     for level in range(levels + 1):
         group = [(run, member) for run, member in everyone if run.level == level]
+        if not group:
+            continue
         for run, member in group:
+            member.name = f"{run.folder}, level {level}"
             member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
             load_state(run, member)
         clock = saved = time.monotonic()

@@ -22,6 +22,7 @@ PER_CURVE = ("scheme", "subset_size", "class_balanced", "rewind_step", "label_no
              "pretrain_lr")  # fmt: skip
 # the paper's colours: all data at t* blue, at t*/2 orange, no pre-training yellow
 BASELINES = ("#0072b2", "#e8820e", "#d9c000")
+ORDER = ("init", "all", "random", "easy", "hard", "custom")
 SUBSETS = {"random": ("#009e73", "o"), "easy": ("#c8102e", "^"), "hard": ("#e377c2", "x"),
            "custom": ("black", "s")}  # fmt: skip
 
@@ -101,12 +102,15 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
         experiments[experiment].append(Curve(*curve, np.array([remaining[n] for n in levels]), accuracy))
     if not experiments:
         raise InputError(f"{root}: no results.csv below this folder")
+    def position(c: Curve) -> tuple:
+        return c.noise, c.size or 0, ORDER.index(c.scheme), c.step, c.rate
+
     named = {}
     for (preset, dataset, _), curves in sorted(experiments.items()):
         name = preset if dataset == preset else f"{preset}-{dataset}"
         while name in named:  # the same preset with other hyperparameters
             name += "+"
-        named[name] = sorted(curves, key=lambda c: (c.noise, c.step, c.rate, str(c.scheme), c.size or 0))
+        named[name] = sorted(curves, key=position)
     return named
 
 
@@ -176,10 +180,10 @@ def draw_panel(ax, title: str, curves: list[Curve]) -> None:
     for c, color, style in styles:
         x, mean, deviation = 100 * c.remaining, c.mean(), c.deviation()
         ax.plot(x, mean, color=color, linewidth=1.6, label=f"{c.name()} (n={len(c.accuracy)})", **style)
-        ax.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+        ax.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.12, linewidth=0)
     ax.set_xscale("log")
     ticks = [100 * 0.8**level for level in range(0, max(len(c.remaining) for c in curves), 3)]
-    ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    ax.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
     ax.minorticks_off()
     ax.invert_xaxis()
     ax.set_xlabel("weights remaining (%)")
@@ -232,9 +236,14 @@ def write_summary(path: Path, experiments: dict[str, list[Curve]]) -> None:
                 writer.writerows([name, *c[:5], level, *row] for level, row in enumerate(values))
 
 
+def refuse(message: str) -> None:
+    raise InputError(message)
+
+
 def main(argv: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.error = refuse
     parser.add_argument("runs", type=Path, metavar="RUNS_ROOT", help="folder with runs, at any depth")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
     args = parser.parse_args(argv)

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     common.add_data_flags(parser)
     add("--subset", type=Path, help="subset.npy (default: all training examples)")
-    add("--steps", type=int, help=f"t_r, optimizer steps; 0 saves w_0 (t*: {common.defaults('t_star')})")
+    add("--steps", type=int, help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})")
     add("--seed", type=int, default=0, help="replicate: fixes w_0 and the data order (default: 0)")
     common.add_noise_flags(parser)
     common.add_training_flags(parser)

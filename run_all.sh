@@ -9,6 +9,7 @@
 #   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  JOBS (processes; default GPUs, else cores)
 #   PYTHON=python  DRY_RUN=1 (print the commands and stop)
 set -euo pipefail
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || { echo "run_all.sh: error: needs bash 4.4" >&2; exit 2; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 preset=${1:-digits}
 figure=${2:-fig2}
@@ -90,7 +91,7 @@ mapfile -t rewinds < <(printf '%s\n' "${rewinds[@]}" | awk '!seen[$0]++')
 # ---------------------------------------------------------------- who runs it: a GPU, or a core, per worker
 mapfile -t gpus < <(if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else
   nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true; fi | sed '/^$/d')
-workers=${JOBS:-$((${#gpus[@]} ? ${#gpus[@]} : $(env -u OMP_NUM_THREADS nproc)))}
+workers=${JOBS:-$((${#gpus[@]} ? ${#gpus[@]} : $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)))}
 ((${#gpus[@]})) || export OMP_NUM_THREADS=1 # numbers do not depend on how many cores the machine has
 
 prune=() # one imp.py for each worker, the runs dealt round-robin
@@ -117,6 +118,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+trap 'exit 1' USR1 # a worker failed
 
 work() { # WORKER LOG COMMAND...: run every workers-th command, one after another
   local w=$1 log=$2 i
@@ -125,7 +127,10 @@ work() { # WORKER LOG COMMAND...: run every workers-th command, one after anothe
   ((${#gpus[@]})) && export CUDA_VISIBLE_DEVICES=${gpus[w % ${#gpus[@]}]}
   for ((i = w + 1; i <= $#; i += workers)); do
     echo "\$ ${!i}" >>"$log"
-    eval "${!i}" || { i=$?; echo "run_all.sh: status $i from the last command in $log" >&2; exit $i; }
+    eval "${!i}" && continue
+    echo "run_all.sh: status $? from the last command in $log" >&2
+    kill -USR1 $$ # end the wait for the others
+    exit 1
   done
 }
 
@@ -141,9 +146,7 @@ wave() { # NAME COMMAND...: deal the commands of a wave to the workers; stop all
     pids+=($!)
   done
   echo "== $name: $# commands, $w at a time, logs in $runs/logs/$name-*.log"
-  for ((; w > 0; w--)); do
-    wait -n "${pids[@]}" || { echo "run_all.sh: $name failed; see $runs/logs" >&2; exit 1; }
-  done
+  wait "${pids[@]}"
 }
 
 wave score "${scores[@]}"
