@@ -13,12 +13,14 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +56,13 @@ PRESETS = {
 
 # flag: (type, is it usable?, what is, meaning and unit)
 HYPERPARAMETERS = {
-    "depth": (int, lambda v: v >= 8 and v % 6 == 2, "6n + 2, at least 8", "layers of the ResNet, 6n + 2"),
-    "width": (int, lambda v: v >= 1, "at least 1", "channels of the first stage"),
+    "depth": (int, lambda v: 8 <= v < 1500 and v % 6 == 2, "6n + 2, 8 to 1496", "layers of the ResNet"),
+    "width": (int, lambda v: 1 <= v <= 4096, "from 1 to 4096", "channels of the first stage"),
     "batch_size": (int, lambda v: v >= 1, "at least 1", "images"),
-    "lr": (float, lambda v: v > 0, "above 0", "learning rate of scoring and of every IMP level"),
-    "pretrain_lr": (float, lambda v: v > 0, "above 0", "learning rate of pre-training"),
+    "lr": (float, lambda v: 0 < v < 1e30, "above 0", "learning rate of scoring and of every IMP level"),
+    "pretrain_lr": (float, lambda v: 0 < v < 1e30, "above 0", "learning rate of pre-training"),
     "momentum": (float, lambda v: 0 <= v < 1, "in [0, 1)", "momentum of SGD"),
-    "weight_decay": (float, lambda v: v >= 0, "at least 0", "weight decay, on every parameter"),
+    "weight_decay": (float, lambda v: 0 <= v < 1e30, "at least 0", "weight decay, on every parameter"),
     "milestones": (int, lambda v: v > 0, "above 0 and ascending", "optimizer steps at which the rate decays"),
     "lr_decay": (float, lambda v: 0 < v <= 1, "in (0, 1]", "factor of the rate at each milestone"),
     "total_steps": (int, lambda v: v >= 1, "at least 1", "optimizer steps of a full training"),
@@ -83,7 +85,7 @@ class Failure(Exception):
     """A failure while running: one line on stderr, exit status 1."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal arrived and everything is saved: exit status 128 + its number."""
 
 
@@ -107,6 +109,21 @@ def sha256(*parts: bytes) -> str:
 
 def to_json(value: object, indent: int | None = None) -> bytes:
     return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent).encode()
+
+
+def parse_json(path: Path, text: bytes | str) -> dict:
+    """A JSON object; InputError for anything else, NaN and bottomless nesting included."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
 
 
 def read_bytes(path: Path) -> bytes:
@@ -141,9 +158,19 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: Permission denied")
 
 
-def check_suffix(path: Path, suffix: str) -> None:
+def check_output(path: Path, suffix: str) -> None:
+    """InputError where --out has another suffix, is a folder, or would replace somebody else's .json."""
     if path.suffix != suffix:
         raise InputError(f"--out must end in {suffix}: {path}")
+    if path.is_dir():
+        raise InputError(f"--out is a folder: {path}")
+    if suffix == ".npy" and "fingerprint" not in (read_sidecar(path) or {"fingerprint": None}):
+        raise InputError(f"{path.with_suffix('.json')} is in the way, it was not written by this toolkit")
+
+
+def is_level_or_state(path: Path) -> bool:
+    """Does imp.py write files of this name?"""
+    return re.fullmatch(r"(level\d{2,}|state)\.safetensors", path.name) is not None
 
 
 def lock(path: Path) -> io.TextIOBase:
@@ -181,16 +208,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     content = read_bytes(path)
     try:
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        info = json.loads(header.get("__metadata__", {}).get("json", "{}"))
-        stored = info.pop("sha256", None)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # the library raises various ones of its own and of Python's
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-    if stored is not None and stored != digest(tensors, info):
-        raise InputError(f"{path}: damaged, its content does not match its sha256")
+    header = parse_json(path, content[8 : 8 + int.from_bytes(content[:8], "little")])
+    info = parse_json(path, header.get("__metadata__", {}).get("json", "{}"))
+    stored = info.pop("sha256", None)
     for name, t in tensors.items():
+        if t.dtype not in (torch.float32, torch.float64, torch.uint8, torch.int64):
+            raise InputError(f"{path}: {name} is {t.dtype}")
         if not t.isfinite().all():
             raise InputError(f"{path}: {name} has values that are not finite")
+    if stored is not None and stored != digest(tensors, info):
+        raise InputError(f"{path}: damaged, its content does not match its sha256")
     return tensors, info
 
 
@@ -203,33 +232,30 @@ def save_array(path: Path, array: np.ndarray, info: dict) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def read_array(path: Path, dtype: type, shape: tuple) -> tuple[np.ndarray, dict]:
-    """Read (array, sidecar) from an .npy file of a dtype and shape; None in shape stands for any length.
+def read_sidecar(path: Path) -> dict:
+    """What the .json beside an .npy says; {} where there is none: an array of the user's own."""
+    sidecar = path.with_suffix(".json")
+    return parse_json(sidecar, read_bytes(sidecar)) if sidecar.exists() else {}
 
-    The sidecar is {} where there is none: an array of the user's own.
-    """
+
+def read_array(path: Path, dtype: type, shape: tuple) -> np.ndarray:
+    """Read an .npy file of a dtype and shape, in which None stands for any length. InputError otherwise."""
+    content = read_bytes(path)
     try:
-        array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a crafted header can raise nearly anything
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         raise InputError(f"{path}: dtype {getattr(array, 'dtype', None)}, expected {np.dtype(dtype)}")
     if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
         expected = ", ".join("any length" if n is None else str(n) for n in shape)
         raise InputError(f"{path}: shape {list(array.shape)}, expected [{expected}]")
-    sidecar = path.with_suffix(".json")
-    try:
-        info = json.loads(read_bytes(sidecar)) if sidecar.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{sidecar}: not readable JSON ({error})") from None
-    if not isinstance(info, dict):
-        raise InputError(f"{sidecar}: not a JSON object")
-    return array, info
+    return array
 
 
 def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
-    """read_array, and InputError where values are not finite or the sidecar names other content or data."""
-    array, info = read_array(path, dtype, shape)
+    """(array, sidecar); InputError also where values are not finite or the sidecar speaks of others."""
+    array, info = read_array(path, dtype, shape), read_sidecar(path)
     if not np.isfinite(array).all():
         raise InputError(f"{path}: has values that are not finite")
     if info and info.get("sha256") != sha256(read_bytes(path)):
@@ -290,26 +316,17 @@ def read_digits(root: Path) -> tuple:
     return [str(c) for c in range(10)], images[train], labels[train], images[test], labels[test]
 
 
-def read_cifar(kind: type, root: Path) -> tuple:
-    """CIFAR-10 or CIFAR-100 in torchvision's files and order, downloaded when missing."""
+def read_cifar(name: str, root: Path) -> tuple:
+    """CIFAR10 or CIFAR100 in torchvision's files and order, downloaded when missing."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
     try:
         train, test = (kind(root, train=part) for part in (True, False))
     except RuntimeError:  # missing, or a checksum differs
         with fetching(root, kind.filename, kind.url, kind.tgz_md5):
             train, test = (kind(root, train=part, download=True) for part in (True, False))
     return train.classes, train.data, train.targets, test.data, test.targets
-
-
-def read_cifar10(root: Path) -> tuple:
-    from torchvision.datasets import CIFAR10
-
-    return read_cifar(CIFAR10, root)
-
-
-def read_cifar100(root: Path) -> tuple:
-    from torchvision.datasets import CIFAR100
-
-    return read_cifar(CIFAR100, root)
 
 
 def read_cinic10(root: Path) -> tuple:
@@ -332,8 +349,8 @@ def read_folder(root: Path) -> tuple:
     return read_trees(root, ["train"], ["test"], root / ".images.safetensors")
 
 
-READERS = {"digits": read_digits, "cifar10": read_cifar10, "cifar100": read_cifar100, "cinic10": read_cinic10,
-           "folder": read_folder}  # fmt: skip
+READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "folder": read_folder,
+           "cifar100": partial(read_cifar, "CIFAR100"), "cinic10": read_cinic10}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -379,10 +396,12 @@ def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust
     stamp = None
     if not (trust and cache.exists()):
         parts = [list_images(root, splits, class_names(root / train[0])) for splits in (train, test)]
-        stats = [(file, file.stat()) for files, _ in parts for file in files]
+        stats = [(file, os.lstat(file)) for files, _ in parts for file in files]
         stamp = sha256(*(f"{file} {s.st_size} {s.st_mtime_ns}".encode() for file, s in stats))
     if cache.exists():
         tensors, info = load_tensors(cache)
+        if not {"stamp", "classes"} <= info.keys() or sorted(tensors) != sorted(CACHED):
+            raise InputError(f"{cache}: not a cache of decoded images; delete it")
         if stamp in (None, info["stamp"]):
             return info["classes"], *(tensors[name].numpy() for name in CACHED)
     arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
@@ -412,7 +431,7 @@ def list_images(root: Path, splits: list[str], classes: list[str]) -> tuple[list
             raise InputError(f"{root / split}: its class folders are not those of {root / 'train'}")
         for label, name in enumerate(classes):
             folder = root / split / name
-            members = sorted(f.name for f in os.scandir(folder) if f.is_file() and not f.name.startswith("."))
+            members = sorted(name for name in os.listdir(folder) if not name.startswith("."))
             if not members:
                 raise InputError(f"{folder}: an empty class folder")
             files += [folder / member for member in members]
@@ -427,6 +446,8 @@ def decode(files: list[Path]) -> np.ndarray:
     def read(file: Path) -> np.ndarray:
         try:
             with Image.open(file) as image:
+                if image.mode[0] in "IF":  # convert would clip them
+                    raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
                 image = image.convert("RGB")
                 small = image.size == (32, 32)
                 return np.asarray(image if small else image.resize((32, 32), Image.Resampling.BILINEAR))
@@ -441,6 +462,8 @@ def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -
     """A data set on the device, padded, with the statistics and the fingerprint of its training set."""
     classes, images, labels, test, test_labels = READERS[dataset](data_dir)
     labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
+    if len(classes) < 2:
+        raise InputError(f"{data_dir}: only one class, {classes[0]}")
     mean, std = channel_statistics(images)
     if not std.all():
         raise InputError(f"{dataset}: a channel of the training images is constant")
@@ -677,6 +700,8 @@ def train(members: list[Member], data: Data, recipe: dict, stop: int, *, peak: f
             m.step = step + 1
             if labels.device.type == "cpu" or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
                 m.failed = not math.isfinite(m.loss_sum)
+            if m.step == stop:  # no loss has seen the last update
+                m.failed = m.failed or not all(t.isfinite().all() for t in m.weights().values())
         yield step + 1
 
 
@@ -780,7 +805,7 @@ def check_hyperparameters(recipe: dict, spell: Callable[[str], str] = str) -> No
     for name, (kind, usable, what, _) in HYPERPARAMETERS.items():
         values = recipe[name] if name == "milestones" else [recipe[name]]
         types = (int, float) if kind is float else (int,)
-        fine = isinstance(values, list) and all(type(v) in types and math.isfinite(v) for v in values)
+        fine = isinstance(values, list) and all(type(v) in types and abs(v) < math.inf for v in values)
         if not fine or not all(map(usable, values)) or values != sorted(set(values)):
             raise InputError(f"{spell(name)} must be {what}, not {show(recipe[name])}")
 
@@ -795,8 +820,12 @@ def check_recipe(path: Path, recipe: object) -> dict:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     choices = {"preset": [*PRESETS], "dataset": [*READERS], "precision": ["fp32", "bf16"], "scheme": SCHEMES}
-    ranges = {"classes": 10**6, "seed": 2**32 - 1, "rewind_step": recipe["total_steps"]}
+    word = 2**32 - 1
+    ranges = {"classes": word, "seed": word, "noise_seed": word, "rewind_step": recipe["total_steps"]}
+    share, size = recipe["label_noise"], recipe["subset_size"]
     wrong = [key for key, known in choices.items() if recipe[key] not in known]
+    wrong += ["label_noise"] * (type(share) not in (int, float) or not 0 <= share <= 1)
+    wrong += ["subset_size"] * (size is not None and type(size) is not int)
     wrong += [k for k, top in ranges.items() if type(recipe[k]) is not int or not 0 <= recipe[k] <= top]
     if wrong:
         raise InputError(f"{path}: its recipe cannot be: {', '.join(f'{k} {recipe[k]}' for k in wrong)}")
@@ -806,6 +835,8 @@ def check_recipe(path: Path, recipe: object) -> dict:
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
     """label_noise and noise_seed from the flags or the input's sidecar; they must not contradict."""
     noise = {}
+    if sidecar.get("label_noise") == 0:
+        sidecar = {"label_noise": 0.0}  # its seed means nothing
     for name in ("label_noise", "noise_seed"):
         given, stored = getattr(args, name), sidecar.get(name)
         if given is not None and stored is not None and given != stored:
@@ -835,6 +866,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:i, not {name}")
+    if device.type == "cpu":
+        return torch.device("cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -858,6 +891,7 @@ def made_by(device: torch.device) -> dict:
     cuda = device.type == "cuda"
     return {
         "torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
+        "device": str(device),
         "processor": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "host": socket.gethostname(), "python": platform.python_version(),
     }  # fmt: skip
@@ -899,5 +933,5 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever a path holds
     return status

@@ -125,19 +125,25 @@ def resume(run: Run) -> None:
         if not path.exists():
             break
         tensors, info = common.load_tensors(path)
-        found = info.get("recipe", {}) | {key: info[key] for key in run.settings if key in info}
+        recipe = info.get("recipe")
+        found = info | (recipe if isinstance(recipe, dict) else {})
         common.refuse_difference(path, found, run.recipe | run.settings)
         check_tensors(path, tensors, level_tensors(run.weights, run.masks))
         if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
             raise InputError(f"{path}: its mask does not follow from the level before")
-        if sorted(info.get("row", ())) != sorted(COLUMNS):
+        row = info.get("row")
+        if not isinstance(row, dict) or sorted(row) != sorted(COLUMNS):
             raise InputError(f"{path}: its metadata lack the row of results.csv")
+        if any(type(value) not in (int, float) for value in row.values()):
+            raise InputError(f"{path}: its row of results.csv holds more than numbers")
         run.rows.append(info["row"])
         trained = {name: tensors[f"weight.{name}"] for name in run.weights}
         run.masks = prune(trained, run.masks, run.settings["prune_fraction"])
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
         write_results(run)
+    else:
+        (run.folder / "results.csv").unlink(missing_ok=True)
 
 
 def write_results(run: Run) -> None:
@@ -146,16 +152,20 @@ def write_results(run: Run) -> None:
     writer.writeheader()
     writer.writerows(run.rows)
     path = run.folder / "results.csv"
-    if not path.exists() or path.read_text() != out.getvalue():
+    if not path.exists() or path.read_bytes() != out.getvalue().encode():
         common.atomic_write(path, out.getvalue().encode())
 
 # ------------------------------------------------------------ the unfinished level
 
 
+def state_tensors(member: Member) -> dict[str, Tensor]:
+    tensors = {f"weight.{name}": t for name, t in member.weights().items()} | {"loss_sum": member.loss_sum}
+    return tensors | {f"momentum.{name}": t for name, t in member.momentum.items()}
+
+
 def save_state(run: Run, member: Member) -> None:
     """Keep an unfinished level; its masks follow from the last finished one."""
-    tensors = {f"weight.{name}": t for name, t in member.weights().items()}
-    tensors |= {f"momentum.{name}": t for name, t in member.momentum.items()} | {"loss_sum": member.loss_sum}
+    tensors = state_tensors(member)
     if not all(t.isfinite().all() for t in tensors.values()):
         return  # about to be stopped for that
     info = run.described() | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
@@ -172,10 +182,10 @@ def load_state(run: Run, member: Member) -> None:
     tensors, info = common.load_tensors(path)
     if info.get("level") != run.level or any(info.get(k) != v for k, v in run.described().items()):
         return
-    for prefix, mine in (("weight", member.weights()), ("momentum", member.momentum)):
-        for name, t in mine.items():
-            t.copy_(tensors[f"{prefix}.{name}"])
-    member.loss_sum.copy_(tensors["loss_sum"])
+    mine = state_tensors(member)
+    check_tensors(path, tensors, mine)
+    for name, t in mine.items():
+        t.copy_(tensors[name])
     member.step, member.loss_steps, run.seconds = info["step"], info["loss_steps"], info["seconds"]
 
 
@@ -214,16 +224,16 @@ def train_group(
         spent = time.monotonic() - clock
         for run, member in group:
             run.seconds += spent / len(group)
-            if member.failed:
+            accuracy, loss = common.evaluate(member.net, data)
+            if member.failed or not math.isfinite(loss):
                 stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
                 continue
-            finish_level(run, member, data)
+            finish_level(run, member, accuracy, loss)
     return stopped
 
 
-def finish_level(run: Run, member: Member, data: common.Data) -> None:
-    """Evaluate at the last step, save, and prune for the next level."""
-    accuracy, loss = common.evaluate(member.net, data)
+def finish_level(run: Run, member: Member, accuracy: float, loss: float) -> None:
+    """Save a trained level and prune for the next."""
     weights = {name: t.cpu() for name, t in member.weights().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
     remaining = sum(int(mask.sum()) for mask in run.masks.values())
@@ -231,7 +241,7 @@ def finish_level(run: Run, member: Member, data: common.Data) -> None:
     train_loss = member.loss_sum.item() / max(1, member.loss_steps)
     steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
-    info = run.described() | {"row": row, "made_by": common.made_by(data.labels.device)}
+    info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
     common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks), info)
     run.rows.append(row)
     write_results(run)
@@ -269,8 +279,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--at-once must be at least 1, not {at_once}")
     if not args.save_every > 0:
         raise InputError(f"--save-every must be above 0, not {args.save_every}")
-    starts = [(path, args.out or path.parent) for path in args.rewind]
-    runs = [read_rewind(*start, args.prune_fraction, args.order_seed) for start in starts]
+    for path in args.rewind:
+        if common.is_level_or_state(path):
+            raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
+    starts = [(path, args.out or path.parent, args.prune_fraction, args.order_seed) for path in args.rewind]
+    runs = [read_rewind(*start) for start in starts]
     check_company(args.rewind, runs)
     recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
     levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
@@ -289,10 +302,13 @@ def main(argv: list[str] | None = None) -> None:
     for run in runs:
         common.prepare_folder(run.folder)
     held = [common.lock(run.folder / ".lock") for run in sorted(runs, key=lambda run: run.folder)]
-    for run in runs:
+    for start, run in zip(starts, runs):
+        if read_rewind(*start).settings != run.settings:
+            raise InputError(f"{start[0]} has just been replaced; try again")
         if args.force:
-            for old in [*run.folder.glob("level[0-9][0-9]*.safetensors"), run.folder / "state.safetensors"]:
-                old.unlink(missing_ok=True)
+            for path in run.folder.iterdir():
+                if common.is_level_or_state(path):
+                    path.unlink()
         resume(run)
 
     received = common.defer_signals()
@@ -306,10 +322,10 @@ def main(argv: list[str] | None = None) -> None:
     stopped = []
     for group in common.even_groups(todo, at_once):
         stopped += train_group(group, levels, data, args.save_every, received)
-    for run in todo:
+    for run in runs:
         if run.level > levels:
             (run.folder / "state.safetensors").unlink(missing_ok=True)
-            print(run.folder / "results.csv")
+    print(*(run.folder / "results.csv" for run in todo if run.rows), sep="\n")
     if stopped:
         raise common.Failure("; ".join(stopped))
     for handle in held:

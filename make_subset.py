@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     if random == (args.scores is not None):
         raise InputError(f"--select {args.select} {'takes no' if random else 'needs'} --scores")
     common.check_seed("--seed", args.seed)
-    common.check_suffix(args.out, ".npy")
+    common.check_output(args.out, ".npy")
 
     data = common.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
     clean, classes = data.labels.numpy(), len(data.classes)
@@ -100,9 +100,10 @@ def main(argv: list[str] | None = None) -> None:
         "scores_sha256": None if random else common.sha256(scores.tobytes()),
     }  # fmt: skip
     common.prepare_folder(args.out.parent)
+    lock = common.lock(args.out.with_suffix(".lock"))  # noqa: F841 - held until the process ends
     if args.out.exists() and not args.force:
-        _, info = common.load_array(args.out, np.int64, (None,), data.fingerprint)
-        common.refuse_difference(args.out, info, config)
+        common.refuse_difference(args.out, common.read_sidecar(args.out), config)
+        common.load_array(args.out, np.int64, (args.size,), data.fingerprint)
         print(f"already done: {args.out}")
         return
 

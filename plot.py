@@ -8,6 +8,7 @@ python plot.py runs/cifar10 --out figures/cifar10
 import argparse
 import csv
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-# A curve's settings are all recipe keys but these: replicates differ in them.
-REPLICATE = ("seed", "subset_sha256")
-PER_CURVE = ("scheme", "subset_size", "class_balanced", "rewind_step", "label_noise", "noise_seed",
-             "pretrain_lr")  # fmt: skip
+# What pre-training alone depends on: in these the curves of an experiment differ.
+PRETRAINING = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr", "noise_seed",
+               "class_balanced", "subset_sha256")  # fmt: skip
 # the paper's colours: all data at t* blue, at t*/2 orange, no pre-training yellow
 BASELINES = ("#0072b2", "#e8820e", "#d9c000")
 ORDER = ("init", "all", "random", "easy", "hard", "custom")
@@ -39,6 +39,7 @@ class Curve(NamedTuple):
     step: int  # t_r, optimizer steps
     noise: float
     rate: float  # of pre-training
+    variant: str  # tells apart curves that are the same so far: other noise seeds, scores, balance
     remaining: np.ndarray  # [levels] fraction of weights
     accuracy: np.ndarray
 
@@ -46,7 +47,7 @@ class Curve(NamedTuple):
         if self.scheme == "init":
             return "no pre-training"
         who = "all data" if self.size is None else f"{self.scheme} {self.size}"
-        return f"{who}, {self.step} steps"
+        return f"{who}, {self.step} steps{self.variant}"
 
     def mean(self) -> np.ndarray:
         return 100 * nan_mean(self.accuracy)
@@ -76,30 +77,42 @@ def read_run(path: Path) -> tuple[dict, list[dict]]:
         with safetensors.safe_open(levels[0], "np") as f:
             info = json.loads(f.metadata()["json"])
         settings = info["recipe"] | {key: info[key] for key in ("prune_fraction", "order_seed")}
-        [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
+        drawn = [row[key] for row in rows for key in ("level", "weights_remaining", "test_accuracy")]
+        experiment_and_curve(settings)
+        known = settings["scheme"] in ORDER and np.isfinite(drawn).all()
     except (OSError, ValueError, TypeError, LookupError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: not readable, or no level file beside it ({error!r})") from None
+    if not known:
+        raise InputError(f"{path}: unknown scheme {settings['scheme']}, or values that are not finite")
     return settings, rows
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
     """The curves under root by experiment: what IMP trained alike, whatever it was pre-trained on."""
-    groups = defaultdict(list)
+    groups = defaultdict(dict)
     for path in sorted(root.rglob("results.csv")):
         settings, rows = read_run(path)
+        replicates = groups[experiment_and_curve(settings)]
         if settings["order_seed"] is not None:
             print(f"note: {path.parent} has a batch order of its own and is left out")
+        elif settings["seed"] in replicates:
+            print(f"note: {path.parent} repeats seed {settings['seed']} of its setting and is left out")
         elif rows:
-            groups[experiment_and_curve(settings)].append(rows)
+            replicates[settings["seed"]] = rows
     experiments = defaultdict(list)
-    for (experiment, curve), runs in groups.items():
+    for (experiment, curve), replicates in groups.items():
+        runs, same = list(replicates.values()), sum(c[:5] == curve[:5] for c in experiments[experiment])
+        if not runs:
+            continue
         remaining = {row["level"]: row["weights_remaining"] for rows in runs for row in rows}
         levels = sorted(remaining)
         accuracy = np.full((len(runs), len(levels)), np.nan)
         for run, rows in zip(accuracy, runs):
             for row in rows:
                 run[levels.index(row["level"])] = row["test_accuracy"]
-        experiments[experiment].append(Curve(*curve, np.array([remaining[n] for n in levels]), accuracy))
+        shares, variant = np.array([remaining[n] for n in levels]), f" ({same + 1})" if same else ""
+        experiments[experiment].append(Curve(*curve[:5], variant, shares, accuracy))
+    experiments = {name: curves for name, curves in experiments.items() if curves}
     if not experiments:
         raise InputError(f"{root}: no results.csv below this folder")
     def position(c: Curve) -> tuple:
@@ -107,7 +120,7 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
 
     named = {}
     for (preset, dataset, _), curves in sorted(experiments.items()):
-        name = preset if dataset == preset else f"{preset}-{dataset}"
+        name = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
         while name in named:  # the same preset with other hyperparameters
             name += "+"
         named[name] = sorted(curves, key=position)
@@ -115,12 +128,15 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
 
 
 def experiment_and_curve(settings: dict) -> tuple[tuple, tuple]:
-    shared = {key: v for key, v in settings.items() if key not in PER_CURVE and key not in REPLICATE}
+    shared = {key: v for key, v in settings.items() if key not in (*PRETRAINING, "seed")}
     experiment = (settings["preset"], settings["dataset"], json.dumps(shared, sort_keys=True))
     if settings["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
         return experiment, ("init", None, 0, 0.0, 0.0)
-    keys = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")
-    return experiment, tuple(settings[key] for key in keys)
+    if settings["scheme"] == "random":  # every seed draws its own
+        settings = settings | {"subset_sha256": None}
+    curve = tuple(settings[key] for key in PRETRAINING)
+    hash(curve)
+    return experiment, curve
 
 
 # ------------------------------------------------------------ drawing
@@ -228,12 +244,12 @@ def write_summary(path: Path, experiments: dict[str, list[Curve]]) -> None:
     with open(path, "w", newline="") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(["experiment", "scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr",
-                         "level", "weights_remaining", "replicates", "mean", "std"])  # fmt: skip
+                         "variant", "level", "weights_remaining", "replicates", "mean", "std"])  # fmt: skip
         for name, curves in experiments.items():
             for c in curves:
                 n = (~np.isnan(c.accuracy)).sum(0)
                 values = zip(c.remaining, n, c.mean() / 100, c.deviation() / 100)
-                writer.writerows([name, *c[:5], level, *row] for level, row in enumerate(values))
+                writer.writerows([name, *c[:6], level, *row] for level, row in enumerate(values))
 
 
 def refuse(message: str) -> None:
@@ -265,3 +281,5 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"plot.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -5,6 +5,7 @@ writes  rewind.safetensors (weights and batch-norm statistics at step t_r; the r
 python pretrain.py --preset cifar10 --subset easy.npy --steps 200 --out runs/easy/seed0/rewind.safetensors
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def check_subset(path: Path, subset: np.ndarray, n: int) -> None:
         raise InputError(f"{path}: index {outside}, but there are {n} training examples")
     if len(np.unique(subset)) != len(subset):
         raise InputError(f"{path}: holds an index twice")
+    if (np.diff(subset) < 0).any():
+        raise InputError(f"{path}: its indices are not ascending")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= steps <= recipe["total_steps"]:
         raise InputError(f"--steps must be from 0 to the {recipe['total_steps']} total steps, not {steps}")
     common.check_seed("--seed", args.seed)
-    common.check_suffix(args.out, ".safetensors")
+    common.check_output(args.out, ".safetensors")
+    if common.is_level_or_state(args.out):
+        raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     clean = data.labels.cpu().numpy()
@@ -54,11 +59,13 @@ def main(argv: list[str] | None = None) -> None:
         check_subset(args.subset, subset, len(clean))
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, len(data.classes), **noise)
-    scheme = "all" if subset is None else sidecar.get("select", "custom")
+    scheme, balanced = sidecar.get("select"), sidecar.get("class_balanced")
+    if scheme not in ("random", "easy", "hard"):
+        scheme, balanced = "all" if subset is None else "custom", None
     recipe |= noise | {
         "fingerprint": data.fingerprint, "classes": len(data.classes), "rewind_step": steps,
-        "seed": args.seed, "scheme": scheme if scheme in common.SCHEMES else "custom",
-        "class_balanced": sidecar.get("class_balanced"),
+        "seed": args.seed, "scheme": scheme,
+        "class_balanced": balanced if isinstance(balanced, bool) else None,
         "subset_size": None if subset is None else len(subset),
         "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
     }  # fmt: skip
@@ -74,9 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     for _ in common.train([member], data, recipe, steps, peak=recipe["pretrain_lr"], subset=subset,
                           labels=torch.from_numpy(labels).to(device)):  # fmt: skip
         pass
-    if member.failed:
-        raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     accuracy, loss = common.evaluate(member.net, data)
+    if member.failed or not math.isfinite(loss):
+        raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
     common.save_tensors(args.out, member.weights(), info)
     examples = len(clean) if subset is None else len(subset)

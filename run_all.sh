@@ -92,6 +92,7 @@ mapfile -t rewinds < <(printf '%s\n' "${rewinds[@]}" | awk '!seen[$0]++')
 mapfile -t gpus < <(if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else
   nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true; fi | sed '/^$/d')
 workers=${JOBS:-$((${#gpus[@]} ? ${#gpus[@]} : $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)))}
+[[ $workers =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: error: JOBS must be 1 or more, not '$workers'" >&2; exit 2; }
 ((${#gpus[@]})) || export OMP_NUM_THREADS=1 # numbers do not depend on how many cores the machine has
 
 prune=() # one imp.py for each worker, the runs dealt round-robin

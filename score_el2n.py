@@ -51,9 +51,10 @@ def load_networks(path: Path, shape: tuple, config: dict) -> np.ndarray:
     networks = np.full(shape, np.nan, np.float32)
     if not path.exists():
         return networks
-    found, info = common.read_array(path, np.float32, shape)
+    info = common.read_sidecar(path)
     common.refuse_difference(path, info, config)
-    for k, stored in enumerate(info.get("rows", [])):
+    found, rows = common.read_array(path, np.float32, shape), info.get("rows")
+    for k, stored in enumerate(rows if isinstance(rows, list) and len(rows) == len(found) else []):
         if stored == common.sha256(found[k].tobytes()):
             networks[k] = found[k]
     return networks
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--steps must be from 1 to the {recipe['total_steps']} total steps, not {steps}")
     common.check_seed("--seed", args.seed)
     noise = common.resolve_noise(args, {})
-    common.check_suffix(args.out, ".npy")
+    common.check_output(args.out, ".npy")
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     recipe["classes"] = len(data.classes)
@@ -102,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         args.out.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
     if args.out.exists():
-        _, info = common.load_array(args.out, np.float32, shape[1:], data.fingerprint)
-        common.refuse_difference(args.out, info, config)
+        common.refuse_difference(args.out, common.read_sidecar(args.out), config)
+        common.load_array(args.out, np.float32, shape[1:], data.fingerprint)
         print(f"already done: {args.out}")
         return
     networks = load_networks(progress, shape, config)
@@ -121,10 +122,11 @@ def main(argv: list[str] | None = None) -> None:
             if received:
                 raise common.Stopped(received[0])
         for k, member in zip(group, members):
-            if member.failed:
+            scores = el2n(common.predict(member.net, data, data.train_images()), labels).cpu().numpy()
+            if member.failed or not np.isfinite(scores).all():
                 failed.append(f"{member.name} at step {member.step}")
                 continue
-            networks[k] = el2n(common.predict(member.net, data, data.train_images()), labels).cpu().numpy()
+            networks[k] = scores
             save_networks(progress, networks, config)
             accuracy, _ = common.evaluate(member.net, data)
             print(f"network {k + 1:3d} of {count}   test accuracy {accuracy:.4f}   "

@@ -87,7 +87,7 @@ def refused(call, folder, stage, *argv):
         ("pretrain", ["--milestones", 30, 30], "--milestones must be above 0 and ascending"),
         ("pretrain", ["--depth", 21], "--depth must be 6n + 2"),
         ("pretrain", ["--depth", 2], "--depth must be 6n + 2"),
-        ("pretrain", ["--width", 0], "--width must be at least 1"),
+        ("pretrain", ["--width", 0], "--width must be from 1 to 4096"),
         ("pretrain", ["--batch-size", 0], "--batch-size must be at least 1"),
         ("pretrain", ["--momentum", 1], "--momentum must be in [0, 1)"),
         ("pretrain", ["--total-steps", 0], "--total-steps must be at least 1"),
@@ -189,6 +189,7 @@ def test_bad_scores(call, folder, array, message):
         (np.array([0, N]), "index 1297, but there are 1297"),
         (np.array([-1, 4]), "index -1, but"),
         (np.array([3, 3]), "holds an index twice"),
+        (np.array([5, 3, 1]), "not ascending"),
         (np.array([], np.int64), "holds no index"),
         (np.array([[1, 2]]), "shape [1, 2], expected [any length]"),
         (np.array([1.0, 2.0]), "dtype float64, expected int64"),
@@ -211,6 +212,18 @@ def test_damaged_arrays_and_sidecars(call, folder):
     scores.write_bytes(whole)
     (folder / "scores.json").write_text("{")
     assert "not readable JSON" in refused(call, folder, *command)
+    for text in ("[" * 200000, "null", '{"label_noise": NaN}'):
+        (folder / "scores.json").write_text(text)
+        assert "JSON" in refused(call, folder, *command)
+    scores.write_bytes(b"PK\x03\x04" + whole)
+    assert "not a readable .npy file" in refused(call, folder, *command)
+    for header in (
+        b"{'descr': ('<i8',), 'fortran_order': False, 'shape': (3,)}",
+        b"{'shape': (3,",
+        b"{[]: 1}",
+    ):
+        scores.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(24))
+        assert "not a readable .npy file" in refused(call, folder, *command)
     scores.unlink()
     assert "No such file" in refused(call, folder, *command)
 
@@ -270,6 +283,11 @@ def test_damaged_checkpoints(call, folder):
         ({"preset": "../../etc"}, "recipe cannot be: preset"),
         ({"rewind_step": 46}, "recipe cannot be: rewind_step 46"),
         ({"fingerprint": "0" * 64}, "other digits images"),
+        ({"lr": 10**400}, "lr must be"),
+        ({"width": 10**15}, "width must be"),
+        ({"label_noise": "x"}, "recipe cannot be: label_noise x"),
+        ({"subset_size": "a"}, "recipe cannot be: subset_size a"),
+        ({"preset": ["digits"]}, "recipe cannot be: preset"),
     ],
 )
 def test_recipes_that_do_not_fit(call, folder, changes, message):
@@ -285,6 +303,73 @@ def test_tensors_that_do_not_fit(call, folder):
     assert "bn.bias is [2] torch.float64" in refused(call, folder, "imp", path)
     rewrite_recipe(folder, tensors | {"bn.bias": tensors["bn.bias"] * torch.nan})
     assert "bn.bias has values that are not finite" in refused(call, folder, "imp", path)
+
+
+def test_files_keep_their_names_to_themselves(call, folder):
+    """A starting point under a name that imp.py writes would be lost, and so would somebody's notes."""
+    rewind = folder / "run" / "rewind.safetensors"
+    for name in ("state.safetensors", "level03.safetensors"):
+        assert "imp.py writes" in refused(call, folder, "pretrain", *TINY, "--out", folder / name)
+        (folder / name).write_bytes(rewind.read_bytes())
+        assert "imp.py writes" in refused(call, folder, "imp", folder / name)
+    (folder / "notes.json").write_text('{"my": "notes"}')
+    random = ["--select", "random", "--size", 5, "--out", folder / "notes.npy"]
+    assert "in the way" in refused(call, folder, "subset", *random)
+    (folder / "folder.npy").mkdir()
+    assert "is a folder" in refused(call, folder, "subset", *random[:-1], folder / "folder.npy")
+
+
+def test_level_and_state_files_with_odd_content(call, folder):
+    rewind, path = folder / "run" / "rewind.safetensors", folder / "run" / "level00.safetensors"
+    tensors, info = common.load_tensors(path)
+    for row in (None, 5, ["level"], {}, info["row"] | {"test_loss": "low"}):
+        common.save_tensors(path, tensors, info | {"row": row})
+        assert "row of results.csv" in refused(call, folder, "imp", rewind, "--levels", 1)
+    common.save_tensors(path, tensors, info | {"recipe": []})
+    assert "preset unknown there" in refused(call, folder, "imp", rewind, "--levels", 1)
+    common.save_tensors(path, tensors, info)
+    state = info | {"level": 1, "step": 7, "loss_steps": 1, "seconds": 1.0}
+    common.save_tensors(folder / "run" / "state.safetensors", {"x": torch.zeros(1)}, state)
+    assert "is missing" in refused(call, folder, "imp", rewind, "--levels", 1)
+
+
+def test_bf16_weights_are_refused(call, folder):
+    import safetensors.torch
+
+    path = folder / "run" / "rewind.safetensors"
+    tensors, info = common.load_tensors(path)
+    half = {name: t.bfloat16() for name, t in tensors.items()}
+    safetensors.torch.save_file(half, path, {"json": json.dumps(info)})
+    assert "torch.bfloat16" in refused(call, folder, "imp", path)
+
+
+def test_a_divergence_in_the_very_last_step_is_noticed(call, ok, tmp_path):
+    flags = ["--depth=8", "--width=2", "--total-steps=1", "--milestones", "--momentum=0"]
+    status, _, err = call(
+        "score", *flags, "--steps", 1, "--lr", 9e29, "--networks", 2, "--out", tmp_path / "s.npy"
+    )
+    assert (status, err.count("\n")) == (1, 1)
+    assert "network 0 at step 1, network 1 at step 1" in err
+    assert not (tmp_path / "s.npy").exists()
+    path = tmp_path / "x" / "rewind.safetensors"
+    status, _, err = call("pretrain", *flags, "--steps", 1, "--pretrain-lr", 9e29, "--out", path)
+    assert (status, err.count("\n"), path.exists()) == (1, 1, False)
+    for seed in (0, 1):
+        ok(
+            "pretrain",
+            *flags,
+            "--lr",
+            9e29,
+            "--steps",
+            0,
+            "--seed",
+            seed,
+            "--out",
+            tmp_path / f"{seed}/r.safetensors",
+        )
+    paths = [tmp_path / f"{seed}/r.safetensors" for seed in (0, 1)]
+    status, _, err = call("imp", *paths, "--levels", 0)
+    assert (status, err.count("\n"), err.count("not finite at level 0, step 1")) == (1, 1, 2)
 
 
 def test_a_file_of_another_program(call, folder):

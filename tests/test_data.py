@@ -12,6 +12,7 @@ import torchvision
 import torchvision.transforms.functional as TF
 from conftest import TINY
 from PIL import Image
+from safetensors.torch import save_file
 
 import common
 
@@ -282,6 +283,17 @@ def test_cinic_with_a_wrong_checksum_is_refused(cinic, monkeypatch):
             "test: its class folders are not those of",
         ),
         (lambda t: (t / "test").rename(t / "tset"), "test: No such file or directory"),
+        (lambda t: (t / "train" / "ant" / "more").mkdir(), "ant/more: not a readable image"),
+        (
+            lambda t: (t / "train" / "ant" / "gone.png").symlink_to("nowhere"),
+            "gone.png: not a readable image",
+        ),
+        (lambda t: deep(t / "train" / "ant" / "001.png"), "pixels of mode I;16, 8 bits a channel"),
+        (lambda t: [remove(t / split / "ant") for split in ("train", "test")], "only one class, zebra"),
+        (
+            lambda t: save_file({"x": torch.zeros(1)}, t / ".images.safetensors"),
+            "not a cache of decoded images",
+        ),
     ],
 )
 def test_a_bad_tree_is_one_clear_line(tree, break_it, message, call, tmp_path):
@@ -293,6 +305,16 @@ def test_a_bad_tree_is_one_clear_line(tree, break_it, message, call, tmp_path):
     assert err.count("\n") == 1
     assert message in err
     assert not Path(out).exists()
+
+
+def deep(path):
+    Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
+
+
+def remove(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
 
 
 def truncate(path):

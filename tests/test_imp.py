@@ -262,6 +262,21 @@ def test_results_csv_heals_from_the_level_files(ok, tmp_path):
     assert (tmp_path / "results.csv").read_bytes() == good
 
 
+def test_force_leaves_no_results_of_the_old_levels(ok, call, tmp_path, monkeypatch):
+    rewind = start(ok, tmp_path)
+    ok("imp", rewind, "--levels", 1)
+    kept = tmp_path / "level03-copy.safetensors"
+    kept.write_bytes(rewind.read_bytes())
+
+    def stop(*args, **more):
+        raise common.Stopped(15)
+
+    monkeypatch.setattr(common, "train", stop)
+    assert call("imp", rewind, "--levels", 1, "--force")[0] == 143
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"rewind.safetensors", ".lock", kept.name}
+
+
 def test_a_diverging_run_stops_and_its_company_finishes(ok, call, tmp_path):
     good, bad = start(ok, tmp_path / "good"), start(ok, tmp_path / "bad", "--seed", 1)
     weights, info = common.load_tensors(bad)

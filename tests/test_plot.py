@@ -13,13 +13,16 @@ import plot
 
 def fake_run(root, scheme, size, step, seed, accuracy, noise=0.0, rate=0.4, **settings):
     """A run folder as imp.py leaves it, with a level file whose metadata are complete."""
+    subset = None if size is None else f"{scheme}{seed if scheme == 'random' else ''}"
     folder = root / f"{scheme}-{size}-t{step}-{noise}-{rate}" / f"seed{seed}"
     folder.mkdir(parents=True)
     recipe = {"preset": "cifar10", "dataset": "cifar10", "depth": 20, "lr": 0.1, "scheme": scheme,
               "subset_size": size, "rewind_step": step, "seed": seed, "label_noise": noise,
               "noise_seed": 0, "pretrain_lr": rate,
-              "class_balanced": None, "subset_sha256": f"{scheme}{seed}"}  # fmt: skip
-    info = {"recipe": recipe, "prune_fraction": 0.2, "order_seed": None} | settings
+              "class_balanced": None, "subset_sha256": subset}  # fmt: skip
+    info = {"recipe": recipe, "prune_fraction": 0.2, "order_seed": None}
+    for key, value in settings.items():
+        (info if key in info else recipe)[key] = value
     safetensors.numpy.save_file({}, folder / "level00.safetensors", {"json": json.dumps(info)})
     with open(folder / "results.csv", "w") as f:
         f.write("level,weights_remaining,test_accuracy\n")
@@ -152,3 +155,37 @@ def test_bad_results_are_one_line(tmp_path):
     path.write_text("level,weights_remaining,test_accuracy\n0,1,many\n")
     with pytest.raises(plot.InputError, match="not readable"):
         plot.read_runs(tmp_path)
+
+
+def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, capsys):
+    fake_run(tmp_path / "a", "easy", 32, 2, 0, [0.9, 0.8])
+    fake_run(tmp_path / "copy", "easy", 32, 2, 0, [0.9, 0.8])
+    fake_run(tmp_path / "b", "easy", 32, 2, 1, [0.7, 0.6])
+    fake_run(tmp_path / "other", "easy", 32, 2, 2, [0.1, 0.1], subset_sha256="other scores")
+    fake_run(tmp_path / "balanced", "easy", 32, 2, 3, [0.2, 0.2], class_balanced=True)
+    (curves,) = plot.read_runs(tmp_path).values()
+    assert [(c.name(), len(c.accuracy)) for c in curves] == [
+        ("easy 32, 2 steps", 2),
+        ("easy 32, 2 steps (2)", 1),
+        ("easy 32, 2 steps (3)", 1),
+    ]
+    np.testing.assert_allclose(curves[0].mean(), [80, 70])
+    assert "repeats seed 0" in capsys.readouterr().out
+
+
+def test_odd_recipes_are_one_line(tmp_path):
+    fake_run(tmp_path / "a", "weird", 32, 2, 0, [0.9])
+    with pytest.raises(plot.InputError, match="unknown scheme weird"):
+        plot.read_runs(tmp_path / "a")
+    fake_run(tmp_path / "b", "easy", 32, 2, 0, [0.9], noise_seed=[1])
+    with pytest.raises(plot.InputError, match="not readable"):
+        plot.read_runs(tmp_path / "b")
+
+
+def test_numbers_that_are_not_finite_are_refused_and_names_make_no_paths(tmp_path):
+    fake_run(tmp_path, "easy", 32, 2, 0, [float("nan")], preset="../../evil")
+    with pytest.raises(plot.InputError, match="not finite"):
+        plot.read_runs(tmp_path)
+    path = next(tmp_path.rglob("results.csv"))
+    path.write_text(path.read_text().replace("nan", "0.5"))
+    assert list(plot.read_runs(tmp_path)) == ["______evil-cifar10"]

@@ -90,6 +90,14 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
     assert arguments[-1] in done.stderr
 
 
+@pytest.mark.parametrize("jobs", [0, -1, "x"])
+def test_jobs_must_be_a_number(tmp_path, jobs):
+    done = run_all(cwd=tmp_path, JOBS=jobs)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "JOBS must be" in done.stderr
+
+
 TINY = dict(SEEDS=0, LEVELS=1, FLAGS="--depth 8 --width 2 --total-steps 30 --milestones 25",
             SCORE_FLAGS="--networks 2 --steps 5")  # fmt: skip
 
