@@ -5,6 +5,7 @@ writes  beside it levelNN.safetensors (weight.*, mask.*) and results.csv; state.
 python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
 """
 
+import argparse
 import csv
 import io
 import math
@@ -251,7 +252,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float) -> None
     run.level, run.seconds = run.level + 1, 0.0
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("rewind", type=Path, nargs="+", help="rewind.safetensors of pretrain.py; several must share a recipe")
@@ -264,31 +265,34 @@ def main(argv: list[str] | None = None) -> None:
     common.add_place_flags(parser)
     common.add_device_flag(parser)
     args = parser.parse_args(argv)
-
-    device = common.resolve_device(args.device)
     if args.out and len(args.rewind) > 1:
         raise InputError("--out takes a single starting point")
     if args.order_seed is not None:
         common.check_seed("--order-seed", args.order_seed)
         if not args.out:
             raise InputError("--order-seed needs --out, a folder of its own")
+    if args.levels is not None and args.levels < 0:
+        raise InputError(f"--levels must be at least 0, not {args.levels}")
     if args.prune_fraction is not None and not 0 < args.prune_fraction < 1:
         raise InputError(f"--prune-fraction must be in (0, 1), not {args.prune_fraction}")
-    at_once = args.at_once if args.at_once is not None else common.default_at_once(device)
-    if at_once < 1:
-        raise InputError(f"--at-once must be at least 1, not {at_once}")
+    if args.at_once is not None and args.at_once < 1:
+        raise InputError(f"--at-once must be at least 1, not {args.at_once}")
     if not args.save_every > 0:
         raise InputError(f"--save-every must be above 0, not {args.save_every}")
     for path in args.rewind:
         if common.is_level_or_state(path):
             raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = common.resolve_device(args.device)
     starts = [(path, args.out or path.parent, args.prune_fraction, args.order_seed) for path in args.rewind]
     runs = [read_rewind(*start) for start in starts]
     check_company(args.rewind, runs)
     recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
     levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
-    if levels < 0:
-        raise InputError(f"--levels must be at least 0, not {levels}")
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
@@ -305,27 +309,29 @@ def main(argv: list[str] | None = None) -> None:
     for start, run in zip(starts, runs):
         if read_rewind(*start).settings != run.settings:
             raise InputError(f"{start[0]} has just been replaced; try again")
-        if args.force:
-            for path in run.folder.iterdir():
-                if common.is_level_or_state(path):
-                    path.unlink()
+    for run in runs:
+        for path in run.folder.iterdir():
+            if args.force and common.is_level_or_state(path):
+                path.unlink()
         resume(run)
 
     received = common.defer_signals()
     todo = [run for run in runs if run.level <= levels]
     for run in runs:
-        if run not in todo:
+        if run.level > levels:
             print(f"already done: {run.folder / 'results.csv'}")
     if todo:
         print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
                           "train loss", "steps", "seconds"), flush=True)  # fmt: skip
     stopped = []
-    for group in common.even_groups(todo, at_once):
+    for group in common.even_groups(todo, args.at_once or common.default_at_once(device)):
         stopped += train_group(group, levels, data, args.save_every, received)
     for run in runs:
         if run.level > levels:
             (run.folder / "state.safetensors").unlink(missing_ok=True)
-    print(*(run.folder / "results.csv" for run in todo if run.rows), sep="\n")
+    for run in todo:
+        if run.rows:
+            print(run.folder / "results.csv")
     if stopped:
         raise common.Failure("; ".join(stopped))
     for handle in held:

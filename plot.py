@@ -168,7 +168,7 @@ def draw(name: str, curves: list[Curve], out: Path) -> list[Path]:
     found = panels(curves)
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.3 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 5 * rows), squeeze=False)
     for ax, (title, mine) in zip(axes.flat, found):
         draw_panel(ax, f"{name}: {title}", mine)
     for ax in axes.flat[len(found) :]:
@@ -198,7 +198,8 @@ def draw_panel(ax, title: str, curves: list[Curve]) -> None:
         ax.plot(x, mean, color=color, linewidth=1.6, label=f"{c.name()} (n={len(c.accuracy)})", **style)
         ax.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.12, linewidth=0)
     ax.set_xscale("log")
-    ticks = [100 * 0.8**level for level in range(0, max(len(c.remaining) for c in curves), 3)]
+    longest = max((100 * c.remaining for c in curves), key=len)
+    ticks = longest[:: 3 if len(longest) > 6 else 1]
     ax.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
     ax.minorticks_off()
     ax.invert_xaxis()
@@ -206,34 +207,31 @@ def draw_panel(ax, title: str, curves: list[Curve]) -> None:
     ax.set_ylabel("test accuracy (%)")
     ax.set_title(title, fontsize=11)
     ax.grid(alpha=0.25, linewidth=0.5)
-    ax.legend(fontsize=8, loc="lower left", framealpha=0.85)
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
 
 
 # ------------------------------------------------------------ tables
 
 
 def print_table(name: str, curves: list[Curve]) -> None:
-    """Mean and sample deviation over replicates of the accuracy in %; a column a curve, a row a level."""
-    columns = [c.name() + (f", {c.noise:.0%} noise" if c.noise else "") for c in curves]
-    widths = [max(14, len(column)) for column in columns]
-    print(f"\n{name}: test accuracy in %, mean ± standard deviation over replicates")
-    print("weights left   " + "   ".join(f"{column:>{w}}" for column, w in zip(columns, widths)))
+    """Mean and sample deviation over replicates of the accuracy in %: a row a curve, a column a level."""
     longest = max((c.remaining for c in curves), key=len)
-    for level, remaining in enumerate(longest):
-        cells = [cell(c.mean()[level], c.deviation()[level]) if level < len(c.remaining) else ""
-                 for c in curves]  # fmt: skip
-        print(f"{remaining:11.1%}    " + "   ".join(f"{text:>{w}}" for text, w in zip(cells, widths)))
-    overall = []
-    for c in curves:
-        whole = c.accuracy[~np.isnan(c.accuracy).any(1), 1:]  # replicates with every level, without level 0
-        each = 100 * whole.mean(1) if whole.size else np.array([])
-        spread = each.std(ddof=1) if len(each) > 1 else np.nan
-        overall.append(cell(each.mean(), spread) if len(each) else "")
-    print("levels 1 up    " + "   ".join(f"{text:>{w}}" for text, w in zip(overall, widths)))
-    for c, column in zip(curves, columns):
+    levels = [*range(0, len(longest), 3 if len(longest) > 6 else 1)]
+    labels = [c.name() + (f", {c.noise:.0%} noise" if c.noise else "") for c in curves]
+    first = max(map(len, labels))
+    print(f"\n{name}: test accuracy in %, mean ± standard deviation over replicates, by weights remaining")
+    heads = [*(f"{longest[level]:.1%}" for level in levels), "mean from level 1"]
+    print(" " * first + "".join(f"{head:>15}" for head in heads[:-1]) + f"{heads[-1]:>20}")
+    for c, label in zip(curves, labels):
+        cells = [cell(c.mean()[n], c.deviation()[n]) if n < len(c.remaining) else "" for n in levels]
+        each = 100 * c.accuracy[~np.isnan(c.accuracy).any(1), 1:]  # replicates that have every level
+        means = each.mean(1) if each.size else np.array([])
+        overall = cell(means.mean(), means.std(ddof=1) if len(means) > 1 else np.nan) if len(means) else ""
+        print(f"{label:{first}}" + "".join(f"{text:>15}" for text in cells) + f"{overall:>20}")
+    for c, label in zip(curves, labels):
         short = sum((~np.isnan(c.accuracy)).sum(1) < len(longest))
         if short:
-            print(f"note: {column}: {short} of {len(c.accuracy)} runs have not reached every level")
+            print(f"note: {label}: {short} of {len(c.accuracy)} runs have not reached every level")
 
 
 def cell(mean: float, deviation: float) -> str:

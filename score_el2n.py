@@ -65,6 +65,32 @@ def save_networks(path: Path, networks: np.ndarray, config: dict) -> None:
     common.save_array(path, networks, config | {"rows": rows})
 
 
+def score_missing(
+    networks: np.ndarray, path: Path, config: dict, data: common.Data, labels: Tensor
+) -> list[str]:
+    """Train and score the networks whose row is NaN, saving each; returns those whose loss was not finite."""
+    received, failed = common.defer_signals(), []
+    todo = [k for k in range(len(networks)) if np.isnan(networks[k]).any()]
+    for group in common.even_groups(todo, common.default_at_once(labels.device)):
+        # seeds of their own: none shares w_0 or order with a replicate its scores will judge
+        seeds = [int(common.rng(common.SCORING, config["seed"], k).integers(2**32, 2**63)) for k in group]
+        members = [common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(group, seeds)]
+        for _ in common.train(members, data, config, config["steps"], peak=config["lr"], labels=labels):
+            if received:
+                raise common.Stopped(received[0])
+        for k, member in zip(group, members):
+            scores = el2n(common.predict(member.net, data, data.train_images()), labels).cpu().numpy()
+            if member.failed or not np.isfinite(scores).all():
+                failed.append(f"{member.name} at step {member.step}")
+                continue
+            networks[k] = scores
+            save_networks(path, networks, config)
+            accuracy, _ = common.evaluate(member.net, data)
+            print(f"network {k + 1:3d} of {len(networks)}   test accuracy {accuracy:.4f}   "
+                  f"mean EL2N {scores.mean():.4f}", flush=True)  # fmt: skip
+    return failed
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
@@ -111,26 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     noisy = common.noisy_labels(data.labels.cpu().numpy(), recipe["classes"], **noise)
     labels = torch.from_numpy(noisy).to(device)
 
-    received = common.defer_signals()
-    failed = []
-    todo = [k for k in range(count) if np.isnan(networks[k]).any()]
-    for group in common.even_groups(todo, common.default_at_once(device)):
-        # networks of their own: none shares w_0 or order with a replicate its scores will judge
-        seeds = {k: int(common.rng(common.SCORING, args.seed, k).integers(2**32, 2**63)) for k in group}
-        members = [common.Member(f"network {k}", recipe, data, seeds[k]) for k in group]
-        for _ in common.train(members, data, recipe, steps, peak=recipe["lr"], labels=labels):
-            if received:
-                raise common.Stopped(received[0])
-        for k, member in zip(group, members):
-            scores = el2n(common.predict(member.net, data, data.train_images()), labels).cpu().numpy()
-            if member.failed or not np.isfinite(scores).all():
-                failed.append(f"{member.name} at step {member.step}")
-                continue
-            networks[k] = scores
-            save_networks(progress, networks, config)
-            accuracy, _ = common.evaluate(member.net, data)
-            print(f"network {k + 1:3d} of {count}   test accuracy {accuracy:.4f}   "
-                  f"mean EL2N {networks[k].mean():.4f}", flush=True)  # fmt: skip
+    failed = score_missing(networks, progress, config, data, labels)
     if failed:
         raise common.Failure(f"the loss was not finite in {', '.join(failed)}: try a lower --lr")
 

@@ -349,7 +349,7 @@ def test_a_divergence_in_the_very_last_step_is_noticed(call, ok, tmp_path):
         "score", *flags, "--steps", 1, "--lr", 9e29, "--networks", 2, "--out", tmp_path / "s.npy"
     )
     assert (status, err.count("\n")) == (1, 1)
-    assert "network 0 at step 1, network 1 at step 1" in err
+    assert "network 1 at step 1, network 2 at step 1" in err
     assert not (tmp_path / "s.npy").exists()
     path = tmp_path / "x" / "rewind.safetensors"
     status, _, err = call("pretrain", *flags, "--steps", 1, "--pretrain-lr", 9e29, "--out", path)
