@@ -136,16 +136,17 @@ def read_bytes(path: Path) -> bytes:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file that is either the old one or complete, also after a power loss."""
     temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: a killed process leaves one at most
-    with open(temporary, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
+        with open(temporary, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
-    finally:
         os.close(folder)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
 
 
 def prepare_folder(folder: Path) -> None:
@@ -406,7 +407,7 @@ def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust
             return info["classes"], *(tensors[name].numpy() for name in CACHED)
     arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
     info = {"classes": class_names(root / train[0]), "stamp": stamp}
-    with contextlib.suppress(OSError), exclusive(cache.parent):  # a read-only folder goes without
+    with contextlib.suppress(OSError, Failure), exclusive(cache.parent):  # a read-only folder goes without
         save_tensors(cache, {name: torch.from_numpy(a) for name, a in zip(CACHED, arrays)}, info)
     return info["classes"], *arrays
 
@@ -756,14 +757,16 @@ def add_device_flag(parser: Parser) -> None:
 
 
 def add_training_flags(parser: Parser) -> None:
-    """Flags of the stages that choose a recipe: device, precision, every hyperparameter of the preset."""
     add_device_flag(parser)
-    add = parser.add_argument
     meaning = f"auto is bf16 where it is faster ({defaults('precision')})"
-    add("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
+    add_hyperparameter_flags(parser)
+
+
+def add_hyperparameter_flags(parser: Parser) -> None:
     for name, (kind, _, _, meaning) in HYPERPARAMETERS.items():
-        nargs = "*" if name == "milestones" else None
-        add(spell(name), type=kind, nargs=nargs, metavar="X", help=f"{meaning} ({defaults(name)})")
+        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name)})"
+        parser.add_argument(spell(name), type=kind, nargs=nargs, metavar="X", help=text)
 
 
 def defaults(name: str) -> str:
@@ -789,15 +792,17 @@ def resolve_preset(args: argparse.Namespace) -> dict:
     return {"preset": preset, "dataset": args.dataset or PRESETS[preset]["dataset"]}
 
 
-def resolve_recipe(args: argparse.Namespace, device: torch.device) -> dict:
-    """Preset, data set, hyperparameters and precision, checked before any data are read."""
+def resolve_recipe(args: argparse.Namespace, device: torch.device | None = None) -> dict:
+    """Preset, data set, hyperparameters and, for a device, precision; checked before any data are read."""
     recipe = resolve_preset(args)
     preset = PRESETS[recipe["preset"]]
     for name in HYPERPARAMETERS:
         given = getattr(args, name)
         recipe[name] = preset[name] if given is None else given
     check_hyperparameters(recipe, spell)
-    return recipe | {"precision": resolve_precision(args.precision or preset["precision"], device)}
+    if device:
+        recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
+    return recipe
 
 
 def check_hyperparameters(recipe: dict, spell: Callable[[str], str] = str) -> None:

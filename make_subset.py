@@ -74,10 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
     add("--seed", type=int, default=0, help="replicate; matters for random only (default: 0)")
     common.add_noise_flags(parser)
+    common.add_hyperparameter_flags(parser)  # unused: one set of flags serves all stages up to pre-training
     add("--out", type=Path, required=True, help="subset.npy to write")
     args = parser.parse_args(argv)
 
-    names = common.resolve_preset(args)
+    recipe = common.resolve_recipe(args)
+    names = {key: recipe[key] for key in ("preset", "dataset")}
     random = args.select == "random"
     balanced = random if args.class_balanced is None else args.class_balanced
     if random == (args.scores is not None):

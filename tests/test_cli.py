@@ -1,5 +1,6 @@
 """The command lines: every bad input is one clear line, exit status 2, and nothing written or lost."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -464,6 +465,20 @@ def test_help_is_the_docstring(stage):
     assert f"python {stage}.py" in done.stdout
     assert "reads " in done.stdout
     assert "writes " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset", "expected"),
+    [
+        (None, None, ("digits", "digits")),
+        (None, "cifar100", ("cifar100", "cifar100")),
+        ("cinic10", None, ("cinic10", "cinic10")),
+        ("cifar10", "folder", ("cifar10", "folder")),
+    ],
+)
+def test_a_dataset_that_names_a_preset_selects_it(preset, dataset, expected):
+    names = common.resolve_preset(argparse.Namespace(preset=preset, dataset=dataset))
+    assert (names["preset"], names["dataset"]) == expected
 
 
 def test_presets_hold_the_papers_table_1():

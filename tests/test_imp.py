@@ -321,6 +321,21 @@ def test_a_killed_run_continues_bit_for_bit(ok, tmp_path, how):
     assert 5 < info["step"] <= 120
 
 
+def test_a_full_disk_keeps_what_is_finished(ok, tmp_path):
+    """A real limit on the size of files, below that of a level."""
+    rewind = start(ok, tmp_path)
+    ok("imp", rewind, "--levels", 0)
+    before = snapshot(tmp_path)
+    command = f"ulimit -f 8; exec {sys.executable} {ROOT / 'imp.py'} {rewind} --levels 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "level01.safetensors: File too large; what was finished before is kept" in done.stderr
+    (tmp_path / ".level01.safetensors.tmp").unlink()
+    assert snapshot(tmp_path) == before
+    ok("imp", rewind, "--levels", 1)
+
+
 def test_two_processes_on_one_folder(ok, call, tmp_path):
     rewind = start(ok, tmp_path)
     held = common.lock(tmp_path / ".lock")
