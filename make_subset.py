@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         subset = select(scores, args.size, hardest=args.select == "hard")
     args.out.unlink(missing_ok=True)  # never the old indices under the new sidecar
-    common.save_array(args.out, subset, config)
+    common.save_array(args.out, subset, config | {"made_by": common.made_by(torch.device("cpu"))})
     counts = np.bincount(labels[subset], minlength=classes)
     print("examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts)))
     if noise["label_noise"]:
