@@ -165,7 +165,8 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError(f"--out must end in {suffix}: {path}")
     if path.is_dir():
         raise InputError(f"--out is a folder: {path}")
-    if suffix == ".npy" and "fingerprint" not in (read_sidecar(path) or {"fingerprint": None}):
+    sidecar = read_sidecar(path) if suffix == ".npy" else {}
+    if sidecar and "fingerprint" not in sidecar:
         raise InputError(f"{path.with_suffix('.json')} is in the way, it was not written by this toolkit")
 
 
@@ -389,10 +390,13 @@ def fetch_archive(url: str, path: Path, md5: str, tree: Path) -> None:
     os.replace(partial / "CINIC-10" if (partial / "CINIC-10").is_dir() else partial, tree)
 
 
+CACHED = ("train", "labels", "test", "test_labels")
+
+
 def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust=False) -> tuple:
     """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
 
-    Decoding many small files takes minutes, so the arrays are kept in `cache` until a file changes.
+    Every stage would decode the small files anew, so the arrays are kept in `cache` until a file changes.
     """
     stamp = None
     if not (trust and cache.exists()):
@@ -410,9 +414,6 @@ def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust
     with contextlib.suppress(OSError, Failure), exclusive(cache.parent):  # a read-only folder goes without
         save_tensors(cache, {name: torch.from_numpy(a) for name, a in zip(CACHED, arrays)}, info)
     return info["classes"], *arrays
-
-
-CACHED = ("train", "labels", "test", "test_labels")
 
 
 def class_names(folder: Path) -> list[str]:
@@ -623,7 +624,7 @@ class Member:
     def update(self, recipe: dict, rate: Tensor) -> None:
         """One step of SGD, then pruned weights back to zero; spends the gradients."""
         parameters = list(self.parameters.values())
-        # the function behind torch.optim.SGD, whose class imports the compiler: two seconds for each process;
+        # the function behind torch.optim.SGD, whose class imports the compiler, over a second a process;
         # fused takes the rate as a tensor, the other implementations read it on the host
         sgd(parameters, [p.grad for p in parameters], list(self.momentum.values()), lr=rate,
             momentum=recipe["momentum"], weight_decay=recipe["weight_decay"], dampening=0.0, nesterov=False,
@@ -644,7 +645,7 @@ def even_groups(items: list, at_once: int) -> list[list]:
 
 
 def default_at_once(device: torch.device) -> int:
-    """Small kernels of several networks overlap on a GPU; on a CPU they would only share its caches."""
+    """Networks side by side unless --at-once says otherwise; on a CPU one has the processor to itself."""
     return 8 if device.type == "cuda" else 1
 
 
@@ -865,14 +866,9 @@ def resolve_device(name: str) -> torch.device:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:i, not {name}")
-    if device.type == "cpu":
-        return torch.device("cpu")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -137,7 +137,7 @@ def resume(run: Run) -> None:
             raise InputError(f"{path}: its metadata lack the row of results.csv")
         if any(type(value) not in (int, float) for value in row.values()):
             raise InputError(f"{path}: its row of results.csv holds more than numbers")
-        run.rows.append(info["row"])
+        run.rows.append(row)
         trained = {name: tensors[f"weight.{name}"] for name in run.weights}
         run.masks = prune(trained, run.masks, run.settings["prune_fraction"])
         run.level = level + 1
@@ -152,9 +152,10 @@ def write_results(run: Run) -> None:
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(run.rows)
-    path = run.folder / "results.csv"
-    if not path.exists() or path.read_bytes() != out.getvalue().encode():
-        common.atomic_write(path, out.getvalue().encode())
+    path, content = run.folder / "results.csv", out.getvalue().encode()
+    if not path.exists() or path.read_bytes() != content:
+        common.atomic_write(path, content)
+
 
 # ------------------------------------------------------------ the unfinished level
 

@@ -135,7 +135,7 @@ def experiment_and_curve(settings: dict) -> tuple[tuple, tuple]:
     if settings["scheme"] == "random":  # every seed draws its own
         settings = settings | {"subset_sha256": None}
     curve = tuple(settings[key] for key in PRETRAINING)
-    hash(curve)
+    hash(curve)  # a list in a recipe cannot name a curve: TypeError here, where the reader expects it
     return experiment, curve
 
 
