@@ -1,14 +1,21 @@
-"""Draw test accuracy against weights remaining for all runs under a folder, as in the paper's figures 2 to 7.
+"""Draw the paper's figures from run folders, beside the published curves, and say what the numbers support.
 
-reads   RUNS_ROOT/**/results.csv, and the recipe from the level file beside each
-writes  figures/<preset>.png, .pdf, and summary.csv with every number drawn; prints a table
-python plot.py runs/cifar10 --out figures/cifar10
+reads   RUNS_ROOT/**/results.csv with the recipe from the level file beside each; paper_curves.json
+writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison), summary.md
+
+python plot.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
+python plot.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
+python plot.py runs/cifar10/easy-3200-t200/seed0 --figure run --out figures/run
+python plot.py --figure examples scores --scores runs/cifar10/el2n.npy --out figures/el2n
 """
 
 import argparse
 import csv
+import functools
+import itertools
 import json
 import re
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,14 +24,36 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
+# pre-training rate, deepest level drawn, subset size of figure 2 (CIFAR-10's is our reading of the means)
+PAPER = {"cifar10": (0.4, 16, 3200), "cifar100": (0.4, 16, 2048), "cinic10": (0.1, 12, 51200)}
+SIZE_OF_FIGURE_3 = 2048
+LEVELS_OF_FIGURE_4 = (8, 10, 12)
 # What pre-training alone depends on: in these the curves of an experiment differ.
 PRETRAINING = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr", "noise_seed",
                "class_balanced", "subset_sha256")  # fmt: skip
-# the paper's colours: all data at t* blue, at t*/2 orange, no pre-training yellow
-BASELINES = ("#0072b2", "#e8820e", "#d9c000")
 ORDER = ("init", "all", "random", "easy", "hard", "custom")
-SUBSETS = {"random": ("#009e73", "o"), "easy": ("#c8102e", "^"), "hard": ("#e377c2", "x"),
-           "custom": ("black", "s")}  # fmt: skip
+# The paper's colours, line styles and markers by role (t* and t*/2 are all data), dashes told apart in print.
+STYLES = {
+    "t*": dict(color="#0072b2", linestyle="--", dashes=(7, 2)),
+    "t*/2": dict(color="#e8820e", linestyle="--", dashes=(4, 2)),
+    "init": dict(color="#d9b800", linestyle="--", dashes=(2, 1.5)),
+    "random": dict(color="#009e73", marker="o", markersize=5),
+    "easy": dict(color="#b2182b", marker="^", markersize=6),
+    "hard": dict(color="#f07fc0", marker="x", markersize=6, markeredgewidth=1.6),
+    "custom": dict(color="black", marker="s", markersize=4),
+}
+OTHER_STEPS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # all data in the search for t*
+# (least and most label noise, A, B, what the paper says of A against B): its section 3, figures 2 and 3
+STATEMENTS = (
+    (0, 0, "t*/2", "t*", "worse"),
+    (0, 0, "init", "t*/2", "worse"),
+    (0, 0, "random", "t*/2", "no worse"),
+    (0, 0, "easy", "t*", "no worse"),
+    (0, 0, "hard", "t*/2", "worse"),
+    (0, 0, "hard", "random", "worse"),
+    *((0.01, 1, "easy", other, "better") for other in ("t*", "t*/2", "init", "random")),
+    (0.5, 1, "init", "t*", "no worse"),
+)
 
 
 class InputError(Exception):
@@ -32,7 +61,7 @@ class InputError(Exception):
 
 
 class Curve(NamedTuple):
-    """What one setting reached: accuracy is [replicates, levels], fractions, NaN where a level is missing."""
+    """What one setting reached. Index l is IMP level l; accuracies in %, deviations are sample ones."""
 
     scheme: str  # init, all, random, easy, hard, custom
     size: int | None
@@ -41,7 +70,12 @@ class Curve(NamedTuple):
     rate: float  # of pre-training
     variant: str  # tells apart curves that are the same so far: other noise seeds, scores, balance
     remaining: np.ndarray  # [levels] fraction of weights
-    accuracy: np.ndarray
+    n: np.ndarray  # [levels] replicates
+    mean: np.ndarray  # [levels]
+    std: np.ndarray  # [levels], NaN where there are fewer than two replicates
+    seeds: tuple = ()  # of the rows of accuracy
+    accuracy: np.ndarray | None = None  # [replicates, levels], NaN where missing; None: only means are known
+    role: str = ""  # in its group: t*, t*/2, init, other (all data), or the scheme of a subset
 
     def name(self) -> str:
         if self.scheme == "init":
@@ -49,27 +83,42 @@ class Curve(NamedTuple):
         who = "all data" if self.size is None else f"{self.scheme} {self.size}"
         return f"{who}, {self.step} steps{self.variant}"
 
-    def mean(self) -> np.ndarray:
-        return 100 * nan_mean(self.accuracy)
 
-    def deviation(self) -> np.ndarray:
-        """Sample standard deviation over replicates in points, NaN where there are fewer than two."""
-        n = (~np.isnan(self.accuracy)).sum(0)
-        squares = (100 * self.accuracy - self.mean()) ** 2
-        return np.sqrt(np.where(n > 1, np.nansum(squares, 0) / np.maximum(n - 1, 1), np.nan))
+class Group(NamedTuple):
+    """Curves to compare: all data for t* and t*/2 steps, no pre-training, then subsets for t*/2 steps."""
+
+    noise: float
+    step: float  # t*/2
+    title: str
+    curves: list[Curve]
+
+    def reference(self) -> Curve | None:
+        """All data for t* steps, which a matching initialisation weakly dominates (section 3)."""
+        return next((c for c in self.curves if c.role == "t*"), None)
+
+    def sizes(self) -> list[int]:
+        return sorted({c.size for c in self.curves} - {None})
+
+    def only(self, size: int | None) -> "Group":
+        return self._replace(curves=[c for c in self.curves if c.size in (None, size)])
 
 
-def nan_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over axis 0 without NaN; NaN where there is nothing."""
-    n = (~np.isnan(values)).sum(0)
-    return np.where(n > 0, np.nansum(values, 0) / np.maximum(n, 1), np.nan)
+class Comparison(NamedTuple):
+    """D = mean over levels of accuracy(A) - accuracy(B), in points, and its 95% interval, NaN if unknown."""
+
+    first: int
+    last: int
+    replicates: str
+    difference: float
+    low: float
+    high: float
 
 
 # ------------------------------------------------------------ reading
 
 
-def read_run(path: Path) -> tuple[dict, list[dict]]:
-    """(settings, rows) of the run whose results.csv is at path."""
+def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(settings, fraction of weights remaining [levels], accuracy in % [levels]) of a run's results.csv."""
     try:
         with open(path, newline="") as f:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
@@ -77,54 +126,15 @@ def read_run(path: Path) -> tuple[dict, list[dict]]:
         with safetensors.safe_open(levels[0], "np") as f:
             info = json.loads(f.metadata()["json"])
         settings = info["recipe"] | {key: info[key] for key in ("prune_fraction", "order_seed")}
-        drawn = [row[key] for row in rows for key in ("level", "weights_remaining", "test_accuracy")]
+        level, *drawn = ([row[k] for row in rows] for k in ("level", "weights_remaining", "test_accuracy"))
+        remaining, accuracy = np.array(drawn)
         experiment_and_curve(settings)
-        known = settings["scheme"] in ORDER and np.isfinite(drawn).all()
+        possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
+        if settings["scheme"] not in ORDER or level != [*range(len(rows))] or not possible.all():
+            raise ValueError("an unknown scheme, a level missing or a fraction outside [0, 1]")
     except (OSError, ValueError, TypeError, LookupError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: not readable, or no level file beside it ({error!r})") from None
-    if not known:
-        raise InputError(f"{path}: unknown scheme {settings['scheme']}, or values that are not finite")
-    return settings, rows
-
-
-def read_runs(root: Path) -> dict[str, list[Curve]]:
-    """The curves under root by experiment: what IMP trained alike, whatever it was pre-trained on."""
-    groups = defaultdict(dict)
-    for path in sorted(root.rglob("results.csv")):
-        settings, rows = read_run(path)
-        replicates = groups[experiment_and_curve(settings)]
-        if settings["order_seed"] is not None:
-            print(f"note: {path.parent} has a batch order of its own and is left out")
-        elif settings["seed"] in replicates:
-            print(f"note: {path.parent} repeats seed {settings['seed']} of its setting and is left out")
-        elif rows:
-            replicates[settings["seed"]] = rows
-    experiments = defaultdict(list)
-    for (experiment, curve), replicates in groups.items():
-        runs, same = list(replicates.values()), sum(c[:5] == curve[:5] for c in experiments[experiment])
-        if not runs:
-            continue
-        remaining = {row["level"]: row["weights_remaining"] for rows in runs for row in rows}
-        levels = sorted(remaining)
-        accuracy = np.full((len(runs), len(levels)), np.nan)
-        for run, rows in zip(accuracy, runs):
-            for row in rows:
-                run[levels.index(row["level"])] = row["test_accuracy"]
-        shares, variant = np.array([remaining[n] for n in levels]), f" ({same + 1})" if same else ""
-        experiments[experiment].append(Curve(*curve[:5], variant, shares, accuracy))
-    experiments = {name: curves for name, curves in experiments.items() if curves}
-    if not experiments:
-        raise InputError(f"{root}: no results.csv below this folder")
-    def position(c: Curve) -> tuple:
-        return c.noise, c.size or 0, ORDER.index(c.scheme), c.step, c.rate
-
-    named = {}
-    for (preset, dataset, _), curves in sorted(experiments.items()):
-        name = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
-        while name in named:  # the same preset with other hyperparameters
-            name += "+"
-        named[name] = sorted(curves, key=position)
-    return named
+    return settings, remaining, 100 * accuracy
 
 
 def experiment_and_curve(settings: dict) -> tuple[tuple, tuple]:
@@ -139,141 +149,700 @@ def experiment_and_curve(settings: dict) -> tuple[tuple, tuple]:
     return experiment, curve
 
 
-# ------------------------------------------------------------ drawing
+def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
+    """{name: (settings, curves)} under root by experiment: what IMP trained alike."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for path in sorted(root.rglob("results.csv")):
+        settings, remaining, accuracy = read_run(path)
+        experiment, curve = experiment_and_curve(settings)
+        replicates = found[experiment][curve]
+        if settings["order_seed"] is not None:
+            print(f"note: {path.parent} has a batch order of its own and is left out")
+        elif settings["seed"] in replicates:
+            print(f"note: {path.parent} repeats seed {settings['seed']} of its setting and is left out")
+        elif len(accuracy):
+            replicates[settings["seed"]] = remaining, accuracy
+    named = {}
+    for (preset, dataset, shared), groups in sorted(found.items()):
+        curves = []
+        for curve, replicates in groups.items():
+            same = sum(c[:5] == curve[:5] for c in curves)
+            variant = f" ({same + 1})" if same else ""
+            if replicates:
+                curves.append(average(*curve[:5], variant, replicates))
+        name = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
+        while name in named:  # the same preset with other hyperparameters
+            name += "+"
+        if curves:
+            named[name] = json.loads(shared), sorted(curves, key=position)
+    if not named:
+        raise InputError(f"{root}: no results.csv with results below this folder")
+    return named
 
 
-def panels(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
-    """(title, curves) of each panel: one for every label noise, rewind step and subset size."""
+def position(c: Curve) -> tuple:
+    return c.noise, c.size or 0, ORDER.index(c.scheme), c.step, c.rate
+
+
+def average(scheme: str, size: int | None, step: int, noise: float, rate: float, variant: str,
+            replicates: dict[int, tuple[np.ndarray, np.ndarray]]) -> Curve:  # fmt: skip
+    """The curve of some replicates, {seed: (remaining, accuracy)}, that may have reached different levels."""
+    remaining = max((r for r, _ in replicates.values()), key=len)
+    accuracy = np.full((len(replicates), len(remaining)), np.nan)
+    for row, (_, values) in zip(accuracy, replicates.values()):
+        row[: len(values)] = values
+    n = (~np.isnan(accuracy)).sum(0)  # never 0: the longest run has every level
+    mean = np.nansum(accuracy, 0) / n
+    squares = np.nansum((accuracy - mean) ** 2, 0)
+    std = np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+    return Curve(scheme, size, step, noise, rate, variant, remaining, n, mean, std, (*replicates,), accuracy)
+
+
+def read_published(path: Path, last: int | None) -> dict[str, list[Curve]]:
+    """The paper's curves by preset, down to the level it draws, or to level `last`.
+
+    Its 'dense' lines are left out: they are level 0 of all data for t* steps (CINIC-10: for 400 steps).
+    """
+    named = defaultdict(dict)
+    try:
+        for c in json.loads(path.read_text())["curves"]:
+            rate, deepest, _ = PAPER[c["dataset"]]
+            stop = 1 + (deepest if last is None else last)
+            drawn = (np.array(c[key][:stop], float) for key in ("weights_remaining", "mean", "std"))
+            remaining, mean, std = drawn
+            n = np.full(len(mean), c["replicates"])
+            std = 100 * std * np.sqrt(n / (n - 1))  # published with ddof 0
+            what = (c["scheme"], c["subset_size"], c["rewind_step"], c["label_noise"], rate)
+            if not what[2]:  # the same runs, repeated at each label noise
+                what = ("init", None, 0, 0.0, 0.0)
+            if c["scheme"] != "dense":
+                named[c["dataset"]][what] = Curve(*what, "", remaining, n, 100 * mean, std)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{path}: not readable as published curves ({error!r})") from None
+    return {preset: sorted(curves.values(), key=position) for preset, curves in named.items()}
+
+
+# ------------------------------------------------------------ what belongs together
+
+
+def groups(curves: list[Curve]) -> list[Group]:
+    """One for each label noise, rate and rewind step of subsets; one for each rate with more of all data."""
+    keys = sorted({(c.noise, c.rate, c.step) for c in curves if c.size is not None})
+    shown = {(noise, rate, n * step) for noise, rate, step in keys for n in (1, 2)}
+    keys += sorted({(c.noise, c.rate, None) for c in curves if c.step and (c.noise, c.rate, c.step) not in shown})
     found = []
-    settings = sorted({(c.noise, c.rate, c.step, c.size) for c in curves if c.size is not None})
-    for noise, rate, step, size in settings:
-        mine = [c for c in curves if (c.noise, c.rate, c.step, c.size) == (noise, rate, step, size)]
-        whole = [c for c in curves if c.size is None and c.step in (0, step, 2 * step)]
-        whole = [c for c in whole if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
-        found.append((f"{size} examples" + (f", {noise:.0%} random labels" if noise else ""), whole + mine))
-    if not settings:  # all data only: the search for t*
-        for noise, rate in sorted({(c.noise, c.rate) for c in curves if c.step}) or [(0.0, 0.0)]:
-            mine = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
-            found.append((f"all data, pre-training rate {rate}", mine))
+    for noise, rate, step in keys or [(0.0, 0.0, None)]:
+        near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
+        half = step or max(c.step for c in near) / 2  # without subsets, the longest stands for t*
+        roles = {2 * half: "t*", half: "t*/2", 0: "init"}
+        whole = [c._replace(role=roles.get(c.step, "other")) for c in near if c.size is None]
+        whole = [c for c in whole if step is None or c.role != "other"]
+        subsets = [c._replace(role=c.scheme) for c in near if c.size is not None and c.step == step]
+        title = f", {step} steps" if step else f", pre-training rate {rate}"
+        title += f", {noise:.0%} random labels" if noise else ""
+        found.append(Group(noise, half, title, sorted(whole, key=lambda c: -c.step) + subsets))
     return found
 
 
-def draw(name: str, curves: list[Curve], out: Path) -> list[Path]:
-    """Draw the panels of one experiment; returns the paths written."""
-    import matplotlib
+def select(figure: str | None, found: list[Group], preset: str, size: int | None) -> list[Group]:
+    """The groups of a figure of the paper; figures 2 and 3 show one subset size."""
+    if figure in ("3", "7"):
+        found = [g for g in found if g.noise and g.sizes()]
+    elif figure:
+        found = [g for g in found if not g.noise and g.sizes()]
+    if figure not in ("2", "3"):
+        return found
+    wanted = size or (SIZE_OF_FIGURE_3 if figure == "3" else PAPER.get(preset, (0, 0, 0))[2])
+    found = [g for g in found if figure == "3" or g.step == max(g.step for g in found)]
+    return [g.only(wanted if wanted in g.sizes() else best_size(g)) for g in found]
+
+
+def best_size(group: Group) -> int:
+    """The size whose easy examples (without those, whose subset) did best."""
+    subsets = [c for c in group.curves if c.size]
+    easy = [c for c in subsets if c.scheme == "easy"] or subsets
+    size = max(easy, key=lambda c: c.mean[1:].mean() if len(c.mean) > 1 else c.mean[0]).size
+    if len(group.sizes()) > 1:
+        print(f"note: subset size {size}{group.title} is chosen on these results")
+    return size
+
+
+# ------------------------------------------------------------ what the numbers support
+
+
+@functools.lru_cache(maxsize=4096)
+def student(df: float) -> float:
+    """The 97.5% quantile of Student's t: with t = sqrt(df) tan(a), a has the density cos(a)^(df - 1)."""
+    angle = np.linspace(0, np.pi / 2, 20001)
+    density = np.cos(angle).clip(0) ** (df - 1)
+    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(np.sqrt(df) * np.tan(np.interp(0.95, mass / mass[-1], angle)))
+
+
+def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comparison:
+    """A against B over levels first to last (default: all): Student's interval over replicates.
+
+    Paired by seed where two seeds or more are common, else Welch's. Replicates that have not finished are
+    left out, or the levels that they lack, whichever costs less.
+    """
+    part = slice(first, None if last is None else last + 1)
+    seeds = sorted(set(a.seeds) & set(b.seeds))
+    if len(seeds) > 1:
+        shared = min(len(a.mean), len(b.mean))
+        rows = [c.accuracy[[c.seeds.index(s) for s in seeds], :shared] for c in (a, b)]
+        gap = (rows[0] - rows[1])[:, part]
+        levels = finished(gap)
+        mean, std, n = over_levels(gap[:, :levels])
+        half = student(n - 1) * std / np.sqrt(n) if n > 1 else np.nan
+        return Comparison(first, first + levels - 1, f"{n} paired", mean, mean - half, mean + half)
+    each = [c.mean[None, part] if c.accuracy is None else c.accuracy[:, part] for c in (a, b)]
+    levels = min(map(finished, each))
+    (mean_a, std_a, n_a), (mean_b, std_b, n_b) = (over_levels(values[:, :levels]) for values in each)
+    # Of published curves each level's deviation is known, not how levels go together. If they move as one,
+    # their mean deviates by the mean deviation: never less than if they were independent.
+    if a.accuracy is None and levels:
+        std_a, n_a = a.std[part][:levels].mean(), int(a.n[0])
+    if b.accuracy is None and levels:
+        std_b, n_b = b.std[part][:levels].mean(), int(b.n[0])
+    mean, half = mean_a - mean_b, np.nan
+    if min(n_a, n_b) > 1:
+        v_a, v_b = std_a**2 / n_a, std_b**2 / n_b
+        shares = v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1)
+        half = student(round((v_a + v_b) ** 2 / shares, 2)) * np.sqrt(v_a + v_b) if shares else 0.0
+    return Comparison(first, first + levels - 1, f"{n_a} and {n_b}", mean, mean - half, mean + half)
+
+
+def finished(values: np.ndarray) -> int:
+    """Of [replicates, levels] with NaN: how many levels from the first make replicates x levels largest."""
+    n = np.logical_and.accumulate(~np.isnan(values), axis=1).sum(0)
+    gain = (n * np.arange(1, len(n) + 1))[::-1]
+    return len(n) - int(np.argmax(gain)) if gain.any() else 0
+
+
+def over_levels(values: np.ndarray) -> tuple[float, float, int]:
+    """(mean, sample deviation, count) of complete rows' means over levels, of [replicates, levels]."""
+    each = values[~np.isnan(values).any(1)].mean(1) if values.size else np.array([])
+    mean = each.mean() if len(each) else np.nan
+    return mean, each.std(ddof=1) if len(each) > 1 else np.nan, len(each)
+
+
+def verdict(c: Comparison, margin: float) -> str:
+    """better, worse, no worse (by less than the margin, in points) or undecided, as with one replicate."""
+    if c.low > 0:
+        return "better"
+    if c.high < 0:
+        return "worse"
+    return "no worse" if c.low > -margin else "undecided"
+
+
+def beside_the_paper(group: Group, a: Curve, b: Curve, found: str) -> str:
+    """What the paper says of A against B, if anything, and whether the verdict found supports it."""
+    for least, most, role_a, role_b, said in STATEMENTS:
+        if least <= group.noise <= most and (a.role, b.role) == (role_a, role_b):
+            if found == said or (said, found) == ("no worse", "better"):
+                return f"{said}: supported"
+            against = "better" if said == "worse" else "worse"
+            return f"{said}: {'contradicted' if found == against else 'not supported'}"
+    return ""
+
+
+def deepest_like_dense(c: Curve, reference: Curve, margin: float) -> str:
+    """Weights left at the deepest level that is no worse than the dense network: level 0 of all@t*."""
+    level_0 = np.zeros(len(c.mean), int)
+    dense = reference._replace(mean=reference.mean[level_0], std=reference.std[level_0])
+    if dense.accuracy is not None:
+        dense = dense._replace(accuracy=dense.accuracy[:, level_0])
+    found = [verdict(compare(c, dense, n, n), margin) for n in range(len(c.mean))]
+    fine = [n for n, word in enumerate(found) if word in ("better", "no worse")]
+    return f"{c.remaining[fine[-1]]:.1%}" if fine else "none"
+
+
+# ------------------------------------------------------------ figures of many runs
+
+
+def pyplot():
+    import matplotlib  # takes a second
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = panels(curves)
-    columns = min(4, len(found))
-    rows = -(-len(found) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 5 * rows), squeeze=False)
-    for ax, (title, mine) in zip(axes.flat, found):
-        draw_panel(ax, f"{name}: {title}", mine)
-    for ax in axes.flat[len(found) :]:
-        ax.set_visible(False)
-    figure.tight_layout()
-    paths = [out / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return plt
+
+
+def save(figure, path: Path) -> list[Path]:
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
+    for p in paths:
+        figure.savefig(p, dpi=150, bbox_inches="tight")
+    pyplot().close(figure)
     return paths
 
 
-def draw_panel(ax, title: str, curves: list[Curve]) -> None:
-    whole = sorted((c for c in curves if c.size is None), key=lambda c: -c.step)
-    if whole and whole[0].step:
-        dense = 100 * nan_mean(whole[0].accuracy)[0]
-        ax.axhline(dense, color="grey", linestyle=(0, (6, 2)), linewidth=1, label="dense")
-    colors = [BASELINES[2] if c.step == 0 else (*BASELINES[:2], "C2", "C3", "C4", "C5")[i % 6]
-              for i, c in enumerate(whole)]  # fmt: skip
-    styles = [(c, color, dict(linestyle="--")) for c, color in zip(whole, colors)]
-    for c in curves:
-        if c.size is not None:
-            color, marker = SUBSETS[c.scheme]
-            styles.append((c, color, dict(linestyle="-", marker=marker, markersize=5)))
-    for c, color, style in styles:
-        x, mean, deviation = 100 * c.remaining, c.mean(), c.deviation()
-        ax.plot(x, mean, color=color, linewidth=1.6, label=f"{c.name()} (n={len(c.accuracy)})", **style)
-        ax.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.12, linewidth=0)
+def draw_figure(figure: str | None, name: str, found: list[Group], published: list[Curve], out: Path) -> list:
+    """Draw one figure of the paper, or without its number every panel there is; returns the paths."""
+    if figure == "4":
+        rows = [[(draw_sizes, f"{name}{g.title}", g, published, level) for level in levels_to_draw(g)]
+                for g in found]  # fmt: skip
+    else:
+        rows = [[(draw_levels, f"{name}{g.title}", g.only(size), published) for size in g.sizes() or [None]]
+                for g in found]  # fmt: skip
+    if figure in ("2", "3"):
+        rows = [[panel for row in rows for panel in row]]
+    rows = [row[i : i + 4] for row in rows for i in range(0, len(row), 4)]
+    columns, share = max(map(len, rows)), "row" if figure != "4" else False
+    size = (4.6 * columns, 4.9 * len(rows))
+    page, axes = pyplot().subplots(len(rows), columns, figsize=size, squeeze=False, sharey=share)
+    for ax in axes.flat:
+        ax.set_visible(False)
+    panels = [(ax, panel) for line, row in zip(axes, rows) for ax, panel in zip(line, row)]
+    for ax, (draw, *what) in panels:
+        ax.set_visible(True)
+        draw(ax, *what)
+        ax.set_ylabel("test accuracy (%)")
+        ax.tick_params(labelleft=True)
+        ax.grid(alpha=0.25, linewidth=0.5)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+    page.tight_layout()
+    return save(page, out / (f"{name}-figure{figure}" if figure else name))
+
+
+def style(c: Curve, group: Group) -> dict:
+    if c.role != "other":
+        return STYLES[c.role]
+    others = [o.step for o in group.curves if o.role == "other"]
+    return dict(color=OTHER_STEPS[others.index(c.step) % 4], linestyle=":")
+
+
+def draw_levels(ax, title: str, group: Group, published: list[Curve]) -> None:
+    """Accuracy against weights remaining: mean and standard deviation; the published mean behind, thin."""
+    if group.reference():
+        dense = group.reference().mean[0]
+        ax.axhline(dense, color="grey", linestyle=(0, (6, 2)), linewidth=1, label="dense", zorder=1)
+    for c in group.curves:
+        look = style(c, group)
+        ax.plot(100 * c.remaining, c.mean, linewidth=1.6, label=f"{c.name()} (n={c.n[0]})", **look)
+        x, low, high = 100 * c.remaining, c.mean - c.std, c.mean + c.std
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        for theirs in same_setting(c, published):
+            ax.plot(100 * theirs.remaining, theirs.mean, **thin(look, c.name()))
+    label_thin(ax)
+    size = f": {group.sizes()[0]} examples" if group.sizes() else ": all data"
+    ax.set_title(title + size, fontsize=10)
+    weights_axis(ax, max((c.remaining for c in group.curves), key=len))
+
+
+def same_setting(c: Curve, published: list[Curve]) -> list[Curve]:
+    return [theirs for theirs in published if theirs[:5] == c[:5]]
+
+
+def thin(look: dict, name: str) -> dict:
+    """The look of the published counterpart; the legend passes over labels that begin with _."""
+    return look | dict(marker=None, linewidth=0.7, zorder=1.5, label=f"_published {name}")
+
+
+def label_thin(ax) -> None:
+    if any(line.get_label().startswith("_published") for line in ax.get_lines()):
+        ax.plot([], [], color="black", linewidth=0.7, label="thin: published")
+
+
+def weights_axis(ax, remaining: np.ndarray) -> None:
+    ticks = 100 * remaining[:: 3 if len(remaining) > 6 else 1]
     ax.set_xscale("log")
-    longest = max((100 * c.remaining for c in curves), key=len)
-    ticks = longest[:: 3 if len(longest) > 6 else 1]
-    ax.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
+    ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     ax.minorticks_off()
-    ax.invert_xaxis()
+    ax.set_xlim(100 * remaining[0] * 1.06, 100 * remaining[-1] / 1.06)
     ax.set_xlabel("weights remaining (%)")
-    ax.set_ylabel("test accuracy (%)")
-    ax.set_title(title, fontsize=11)
-    ax.grid(alpha=0.25, linewidth=0.5)
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+
+
+def levels_to_draw(group: Group) -> list[int]:
+    deepest = max(len(c.mean) for c in group.curves) - 1
+    return [n for n in LEVELS_OF_FIGURE_4 if n <= deepest] or [deepest]
+
+
+def draw_sizes(ax, title: str, group: Group, published: list[Curve], level: int) -> None:
+    """Accuracy against subset size at one level; all data as horizontal lines (figure 4)."""
+    curves = [c for c in group.curves if level < len(c.mean)]
+    for c in (c for c in curves if c.size is None):
+        look, low, high = style(c, group), c.mean[level] - c.std[level], c.mean[level] + c.std[level]
+        ax.axhline(c.mean[level], linewidth=1.4, label=f"{c.name()} (n={c.n[level]})", **look)
+        ax.axhspan(low, high, color=look["color"], alpha=0.1, lw=0)
+        for theirs in same_setting(c, published):
+            ax.axhline(theirs.mean[level], **thin(look, c.name()))
+    for scheme in sorted({c.scheme for c in curves if c.size}, key=ORDER.index):
+        mine = sorted((c for c in curves if c.scheme == scheme), key=lambda c: c.size)
+        x, mean, std, n = np.array([(c.size, c.mean[level], c.std[level], c.n[level]) for c in mine]).T
+        count = f"{n.min():.0f}" if n.min() == n.max() else f"{n.min():.0f} to {n.max():.0f}"
+        ax.plot(x, mean, linewidth=1.6, label=f"{scheme}, {group.step} steps (n={count})", **STYLES[scheme])
+        ax.fill_between(x, mean - std, mean + std, color=STYLES[scheme]["color"], alpha=0.15, lw=0)
+        theirs = [(t.size, t.mean[level]) for c in mine for t in same_setting(c, published)]
+        if theirs:
+            ax.plot(*zip(*theirs), **thin(STYLES[scheme], scheme))
+    label_thin(ax)
+    ax.set_xscale("log")
+    ax.set_xticks(group.sizes(), map(str, group.sizes()), fontsize=7)
+    ax.minorticks_off()
+    ax.set_xlabel("examples in the subset")
+    left = max((c.remaining for c in curves), key=len)[level]
+    ax.set_title(f"{title}: level {level}, {left:.1%} of weights", fontsize=10)
 
 
 # ------------------------------------------------------------ tables
 
 
-def print_table(name: str, curves: list[Curve]) -> None:
-    """Mean and sample deviation over replicates of the accuracy in %: a row a curve, a column a level."""
-    longest = max((c.remaining for c in curves), key=len)
-    levels = [*range(0, len(longest), 3 if len(longest) > 6 else 1)]
-    labels = [c.name() + (f", {c.noise:.0%} noise" if c.noise else "") for c in curves]
-    first = max(map(len, labels))
-    print(f"\n{name}: test accuracy in %, mean ± standard deviation over replicates, by weights remaining")
-    heads = [*(f"{longest[level]:.1%}" for level in levels), "mean from level 1"]
-    print(" " * first + "".join(f"{head:>15}" for head in heads[:-1]) + f"{heads[-1]:>20}")
-    for c, label in zip(curves, labels):
-        cells = [cell(c.mean()[n], c.deviation()[n]) if n < len(c.remaining) else "" for n in levels]
-        each = 100 * c.accuracy[~np.isnan(c.accuracy).any(1), 1:]  # replicates that have every level
-        means = each.mean(1) if each.size else np.array([])
-        overall = cell(means.mean(), means.std(ddof=1) if len(means) > 1 else np.nan) if len(means) else ""
-        print(f"{label:{first}}" + "".join(f"{text:>15}" for text in cells) + f"{overall:>20}")
-    for c, label in zip(curves, labels):
-        short = sum((~np.isnan(c.accuracy)).sum(1) < len(longest))
-        if short:
-            print(f"note: {label}: {short} of {len(c.accuracy)} runs have not reached every level")
+def table(title: str, rows: list[list]) -> str:
+    """A Markdown table, aligned so that a terminal shows it well; the first row is the head."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [" | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])])
+    return "\n".join([f"\n{title}\n", f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
 
 
-def cell(mean: float, deviation: float) -> str:
-    return f"{mean:.2f}" + ("" if np.isnan(deviation) else f" ± {deviation:.2f}")
+def spread(mean: float, std: float) -> str:
+    return f"{mean:.2f}" + ("" if np.isnan(std) else f" ± {std:.2f}")
 
 
-def write_summary(path: Path, experiments: dict[str, list[Curve]]) -> None:
+def interval(c: Comparison) -> str:
+    return "none" if np.isnan(c.low) else f"{c.low:+.2f} to {c.high:+.2f}"
+
+
+def span(c: Comparison) -> str:
+    return f"{c.first}-{c.last}" if c.last > c.first else f"{c.last}"
+
+
+def accuracy_table(name: str, group: Group, margin: float, every: int) -> str:
+    longest, top = max((c.remaining for c in group.curves), key=len), group.reference()
+    levels = range(0, len(longest), every)
+    rows = [["", *(f"{longest[n]:.1%}" for n in levels), "like dense down to"]]
+    for c in group.curves:
+        cells = [spread(c.mean[n], c.std[n]) if n < len(c.mean) else "" for n in levels]
+        rows.append([c.name(), *cells, deepest_like_dense(c, top, margin) if top else ""])
+    return table(f"{name}{group.title}: test accuracy in %, mean ± standard deviation, by weights left", rows)
+
+
+def pairs(group: Group) -> list[tuple[Curve, Curve]]:
+    """(A, B) of every two curves of a panel, the baselines' once, by B: first those against all@t*."""
+    panels = [group.only(size).curves for size in group.sizes() or [None]]
+    found = {(a.name(), b.name()): (a, b) for panel in panels for b, a in itertools.combinations(panel, 2)}
+    roles = [*STYLES, "other"]
+    return sorted(found.values(), key=lambda pair: (roles.index(pair[1].role), pair[1].size or 0))
+
+
+def verdict_table(name: str, group: Group, compared: list[tuple], margin: float, short: bool) -> str:
+    """Every comparison, or only those with all@t*, which say what is matching, and those the paper speaks of.
+
+    'margin needed' is the smallest margin at which the interval's lower end allows 'no worse'.
+    """
+    rows = [["A", "B", "A - B", "95% interval", "n", "levels", "A is", "margin needed", "worst level",
+             "the paper says"]]  # fmt: skip
+    for a, b, d, each in compared:
+        who, found = a.name(), verdict(d, margin)
+        said = beside_the_paper(group, a, b, found)
+        if short and b.role != "t*" and not said:
+            continue
+        if b.role == "t*":  # is A matching?
+            same = [(c, r) for c, top, r, _ in compared if top is b and c.scheme == a.scheme]
+            rivals = [(r.difference, c.size) for c, r in same]
+            if a.size and len(rivals) > 1 and max(rivals)[1] == a.size:
+                who += f" (best of {len(rivals)} on these results)"
+            found += {"undecided": "", "worse": ": not matching"}.get(found, ": matching")
+        worst = min(each, key=lambda e: e.difference, default=None)
+        where = f"{worst.first}: {worst.difference:+.2f}" if worst else ""
+        rows.append([who, b.name(), f"{d.difference:+.2f}", interval(d), d.replicates, span(d), found,
+                     f"{max(0, -d.low):.2f}", where, said])  # fmt: skip
+    head = f"{name}{group.title}: accuracy of A minus B in points, mean over levels; margin {margin:g}"
+    if not group.reference():
+        head += f". No run on all data for {2 * group.step:g} steps, so none can be called matching"
+    return table(head, rows)
+
+
+def paper_table(ours: Curve, theirs: Curve, first: int, last: int | None) -> str:
+    """Level by level beside the published numbers, and whether the difference is inside the joint interval.
+
+    A single replicate of ours is taken to deviate as theirs do.
+    """
+    rows, inside = [["level", "weights", "ours", "the paper's", "difference", "inside 95%"]], []
+    for n in range(min(len(ours.mean), len(theirs.mean))):
+        d = compare(ours, theirs, n, n)
+        half = d.high - d.difference
+        if ours.n[n] == 1:
+            half = student(theirs.n[n] - 1) * theirs.std[n] * np.sqrt(1 + 1 / theirs.n[n])
+        inside.append(abs(d.difference) <= half)
+        rows.append([n, f"{ours.remaining[n]:.1%}", spread(ours.mean[n], ours.std[n]),
+                     spread(theirs.mean[n], theirs.std[n]), f"{d.difference:+.2f}",
+                     "yes" if inside[-1] else "no"])  # fmt: skip
+    d = compare(ours, theirs, first, last)
+    noise = f", {ours.noise:.0%} random labels" if ours.noise else ""
+    return table(
+        f"{ours.name()}{noise}: ours (n={ours.n[0]}) beside the paper's (n={theirs.n[0]}), inside the joint "
+        f"95% interval at {sum(inside)} of {len(inside)} levels; mean difference over levels {span(d)}: "
+        f"{d.difference:+.2f} points (95% interval {interval(d)})", rows)  # fmt: skip
+
+
+def missing(curves: list[Curve]) -> list[str]:
+    """A line for each curve that lacks replicates or levels which others have."""
+    seeds, lines = sorted({s for c in curves for s in c.seeds}), []
+    levels = max((len(c.mean) for c in curves), default=0)
+    for c in (c for c in curves if c.seeds):
+        without = [f"no run of seed {s}" for s in seeds if s not in c.seeds]
+        reached = zip(c.seeds, (~np.isnan(c.accuracy)).sum(1))
+        without += [f"seed {s} has reached level {n - 1} of {levels - 1}" for s, n in reached if n < levels]
+        if without:
+            lines.append(f"note: {c.name()}: {', '.join(without)}")
+    return lines
+
+
+def departures(settings: dict) -> str:
+    """Where an experiment departs from the paper's Table 1, for who compares them; '' if nowhere."""
+    import common  # and with it torch, which takes seconds
+
+    preset = common.PRESETS[settings["preset"]]
+    keys = ["dataset", "prune_fraction", *(key for key in common.HYPERPARAMETERS if key != "pretrain_lr")]
+    other = [key for key in keys if settings.get(key) != preset[key]]
+    return "; ".join(f"{key} {settings.get(key)} (paper: {preset[key]})" for key in other)
+
+
+SUMMARY = ("experiment", "source", "scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr",
+           "variant", "level", "weights_remaining", "replicates", "mean", "std")  # fmt: skip
+VERDICTS = ("experiment", "label_noise", "a", "b", "first_level", "last_level", "replicates", "difference",
+            "low", "high", "verdict", "margin_needed")  # fmt: skip
+
+
+def write_csv(path: Path, head: tuple, rows: list[list]) -> None:
     with open(path, "w", newline="") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(["experiment", "scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr",
-                         "variant", "level", "weights_remaining", "replicates", "mean", "std"])  # fmt: skip
-        for name, curves in experiments.items():
-            for c in curves:
-                n = (~np.isnan(c.accuracy)).sum(0)
-                values = zip(c.remaining, n, c.mean() / 100, c.deviation() / 100)
-                writer.writerows([name, *c[:6], level, *row] for level, row in enumerate(values))
+        csv.writer(f, lineterminator="\n").writerows([head, *rows])
+
+
+def draw_experiments(args: argparse.Namespace) -> list[Path]:
+    """The figures of the paper, the tables and the verdicts of every experiment."""
+    first, last = args.levels or (1, None)
+    published = read_published(args.paper, last) if args.paper else {}
+    experiments = read_runs(args.runs) if args.runs else {p: ({"preset": p}, c) for p, c in published.items()}
+    paths, numbers, verdicts, report, brief = [], [], [], [], []
+    for name, (settings, curves) in experiments.items():
+        preset, source = settings["preset"], "runs" if args.runs else "paper"
+        theirs = published.get(preset, []) if args.runs else []
+        shown = {}
+        for figure in args.figure if args.preset in (None, preset) else ():
+            found = select(figure, groups(curves), preset, args.size)
+            shown |= {(g.title, g.step, *g.sizes()): g for g in found}
+            if found:
+                paths += draw_figure(figure, name, found, theirs, args.out)
+            else:
+                print(f"note: {name} has no runs for figure {figure}")
+        mine = list({c[:6]: c for g in shown.values() for c in g.curves}.values())
+        beside = [(c, t) for c in mine for t in same_setting(c, theirs)]
+        for source_of, c in [*((source, c) for c in mine), *(("paper", t) for _, t in beside)]:
+            values = zip(c.remaining, c.n, c.mean / 100, c.std / 100)
+            numbers += [[name, source_of, *c[:6], level, *row] for level, row in enumerate(values)]
+        for g in shown.values():
+            compared = []
+            for a, b in pairs(g):
+                whole = compare(a, b, first, last)
+                compared.append((a, b, whole, [compare(a, b, n, n) for n in range(first, whole.last + 1)]))
+            verdicts += [[name, g.noise, a.name(), b.name(), *d, verdict(d, args.margin), max(0, -d.low)]
+                         for a, b, whole, each in compared for d in (whole, *each)]  # fmt: skip
+            report += [f"\n# {name}{g.title}", accuracy_table(name, g, args.margin, every=1),
+                       verdict_table(name, g, compared, args.margin, short=False)]  # fmt: skip
+            brief += [accuracy_table(name, g, args.margin, every=3),
+                      verdict_table(name, g, compared, args.margin, short=True)]  # fmt: skip
+        more = [paper_table(c, t, first, last) for c, t in beside]
+        if beside and (elsewhere := departures(settings)):
+            more.insert(0, f"\nnote: {name} departs from the paper's setting: {elsewhere}")
+        more += missing(mine)
+        report += more
+        brief += more
+    if not numbers:
+        raise InputError("no runs of this preset and figure" + (f" in {args.runs}" if args.runs else ""))
+    summary = args.out / "summary.md"
+    summary.write_text("\n".join(report).lstrip() + "\n")
+    write_csv(args.out / "summary.csv", SUMMARY, numbers)
+    write_csv(args.out / "verdicts.csv", VERDICTS, verdicts)
+    print(*brief, sep="\n")
+    return [*paths, args.out / "summary.csv", args.out / "verdicts.csv", summary]
+
+
+# ------------------------------------------------------------ figures of one run, and of scores
+
+
+def draw_run(folder: Path, out: Path) -> list[Path]:
+    """Test accuracy by level, and which layers global pruning empties."""
+    import common
+
+    _, remaining, accuracy = read_run(folder / "results.csv")
+    shares, counts = [], {}
+    for path in sorted(folder.glob("level*.safetensors"))[: len(accuracy)]:
+        tensors, info = common.load_tensors(path)
+        recipe = common.check_recipe(path, info.get("recipe"))
+        channels = tensors["weight.conv.weight"].shape[1]
+        order = common.ResNet(recipe["depth"], recipe["width"], channels, recipe["classes"]).state_dict()
+        masks = {name: tensors[f"mask.{name}"] for name in order if f"mask.{name}" in tensors}
+        counts = {name: (int(m.sum()), m.numel()) for name, m in masks.items()}
+        shares.append([left / total for left, total in counts.values()])
+    rows = [[name, left, total, f"{left / total:.2%}"] for name, (left, total) in counts.items()]
+    rows.insert(0, ["layer", "left", "of", "share"])
+    print(table(f"{folder}: weights left at level {len(shares) - 1}", rows))
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, max(4.5, 0.2 * len(counts) + 1.5)))
+    left.plot(100 * remaining, accuracy, "o-", color=STYLES["t*"]["color"], markersize=4)
+    left.set(ylabel="test accuracy (%)", title=str(folder))
+    weights_axis(left, remaining)
+    left.grid(alpha=0.25)
+    share = np.ma.masked_equal(100 * np.array(shares).T, 0)  # [layers, levels]
+    colors = plt.get_cmap("viridis").with_extremes(bad="black")
+    image = right.imshow(share, aspect="auto", norm="log", cmap=colors, interpolation="nearest")
+    right.set_yticks(range(len(counts)), counts, fontsize=7)
+    right.set(xlabel="level", title="weights left in each layer (%), black: none")
+    figure.colorbar(image, ax=right, format="%g")
+    figure.tight_layout()
+    return save(figure, out / "run")
+
+
+def load_scores(args: argparse.Namespace) -> tuple:
+    """(Data, scores [N], the labels that were scored [N], their wrongness [N]) of --scores."""
+    import torch
+
+    import common
+
+    sidecar = common.read_sidecar(args.scores)
+    args.preset = args.preset or sidecar.get("preset")
+    args.dataset = args.dataset or sidecar.get("dataset")
+    args.label_noise = args.noise_seed = None
+    known = common.resolve_preset(args)
+    if known["preset"] not in common.PRESETS or known["dataset"] not in common.READERS:
+        raise InputError(f"{args.scores}: its sidecar names an unknown preset or data set")
+    data = common.load_data(known["dataset"], known["preset"], args.data_dir, torch.device("cpu"))
+    scores, _ = common.load_array(args.scores, np.float32, (len(data.labels),), data.fingerprint)
+    clean = data.labels.numpy()
+    labels = common.noisy_labels(clean, len(data.classes), **common.resolve_noise(args, sidecar))
+    return data, scores, labels, labels != clean
+
+
+def draw_examples(loaded: tuple, out: Path, each: int = 6) -> list[Path]:
+    """Of every class (as labelled when scored) the lowest and highest scores; wrong labels framed in red."""
+    data, scores, labels, wrong = loaded
+    images, clean = data.train_images().numpy(), data.labels.numpy()
+    plt = pyplot()
+    rows = len(data.classes)
+    size = (1.15 * (2 * each + 1), 1.4 * rows)
+    figure, axes = plt.subplots(rows, 2 * each + 1, figsize=size, squeeze=False)
+    for c, line in enumerate(axes):
+        mine = np.flatnonzero(labels == c)
+        order = mine[np.argsort(scores[mine], kind="stable")]
+        for ax in line:
+            ax.axis("off")
+        where = dict(fontsize=10, ha="right", va="center", transform=line[0].transAxes)
+        line[0].text(-0.12, 0.5, data.classes[c], **where)
+        places = [*zip(line[:each], order[:each]), *zip(line[each + 1 :], order[each:][-each:])]
+        for ax, i in places:
+            image = images[i]
+            ax.axis("on")
+            ax.set(xticks=[], yticks=[])
+            ax.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
+            true = f"is {data.classes[clean[i]]}" if wrong[i] else ""
+            color = STYLES["easy"]["color"] if wrong[i] else "black"
+            ax.set_title(f"#{i}: {scores[i]:.3f}", fontsize=7, pad=2)
+            ax.set_xlabel(true, fontsize=7, labelpad=1, color=color)
+            for edge in ax.spines.values():
+                edge.set(color=color if wrong[i] else "none", linewidth=2)
+    axes[0, 0].text(0, 1.4, "lowest scores", fontsize=11, transform=axes[0, 0].transAxes)
+    axes[0, each + 1].text(0, 1.4, "highest scores", fontsize=11, transform=axes[0, each + 1].transAxes)
+    return save(figure, out / "examples")
+
+
+def draw_scores(loaded: tuple, out: Path) -> list[Path]:
+    """The distribution of scores, of clean and wrong labels apart, and the quartiles of each class."""
+    data, scores, labels, wrong = loaded
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(13, max(4.5, 0.22 * len(data.classes) + 1.5)))
+    bins = np.linspace(0, max(scores.max(), 1e-6), 61)
+    groups = [("labels as in the data set", ~wrong, STYLES["t*"]["color"])]
+    if wrong.any():
+        groups.append(("labels redrawn to another class", wrong, STYLES["easy"]["color"]))
+    for what, which, color in groups:
+        text = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
+        left.hist(scores[which], bins, color=color, alpha=0.6, label=text)
+    left.set(xlabel="EL2N score", ylabel="training examples", yscale="log")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    by_class = [scores[labels == c] for c in range(len(data.classes))]
+    right.boxplot(by_class, orientation="horizontal", flierprops=dict(markersize=2, alpha=0.4),
+                  medianprops=dict(color="black"), whis=(5, 95))  # fmt: skip
+    right.set_yticks(range(1, len(by_class) + 1), data.classes, fontsize=8)
+    right.invert_yaxis()
+    right.set(xlabel="EL2N score: quartiles, 5% and 95%", title="by class, as labelled when scored")
+    figure.tight_layout()
+    rows = [["class", "examples", "5%", "median", "95%", "wrong labels"]]
+    for name, values, c in zip(data.classes, by_class, range(len(by_class))):
+        quantiles = np.percentile(values, [5, 50, 95]) if len(values) else [np.nan] * 3
+        rows.append([name, len(values), *(f"{q:.3f}" for q in quantiles), f"{wrong[labels == c].sum()}"])
+    print(table("scores by class, as labelled when scored", rows))
+    return save(figure, out / "scores")
+
+
+# ------------------------------------------------------------ command line
 
 
 def refuse(message: str) -> None:
     raise InputError(message)
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.error = refuse
-    parser.add_argument("runs", type=Path, metavar="RUNS_ROOT", help="folder with runs, at any depth")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
+    add = parser.add_argument
+    add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
+    add("--figure", nargs="+", choices=[*"234567", "run", "examples", "scores"], metavar="F",
+        help="2 to 7 of the paper; run, examples, scores (default: every panel there is)")  # fmt: skip
+    add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
+    add("--preset", help="only this experiment; for examples and scores, what the sidecar does not say")
+    add("--size", type=int, help="of the subsets in figures 2 and 3 (the paper's, else the best easy one)")
+    add("--margin", type=float, default=0.5, help="what 'no worse' may lose, in points of accuracy (0.5)")
+    add("--levels", type=int, nargs=2, metavar=("FIRST", "LAST"), help="of the verdicts (1 to the deepest)")
+    add("--scores", type=Path, metavar="NPY", help="scores of score_el2n.py, for examples and scores")
+    add("--dataset", help="for examples and scores, what the sidecar does not say")
+    add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (data)")
+    add("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
     args = parser.parse_args(argv)
-    experiments = read_runs(args.runs)
+    args.figure = list(dict.fromkeys(args.figure or [None]))
+    if not args.margin >= 0:
+        raise InputError(f"--margin must be at least 0, not {args.margin}")
+    if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
+        raise InputError(f"--levels must be FIRST <= LAST, from 0, not {args.levels[0]} {args.levels[1]}")
+    return args
+
+
+def draw_inside(args: argparse.Namespace) -> list[Path]:
+    """The figures of one run and of scores, which read tensors and images."""
+    import common
+
+    try:
+        paths = draw_run(args.runs, args.out) if "run" in args.figure else []
+        loaded = load_scores(args) if args.scores else None
+        if "examples" in args.figure:
+            paths += draw_examples(loaded, args.out)
+        return paths + (draw_scores(loaded, args.out) if "scores" in args.figure else [])
+    except (common.InputError, common.Failure) as error:
+        raise InputError(str(error)) from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    inside = {"run", "examples", "scores"} & set(args.figure)
+    if inside and inside != set(args.figure):
+        raise InputError("--figure: run, examples and scores do not go with the paper's figures")
+    if inside - {"run"} and not args.scores:
+        raise InputError(f"--figure {' '.join(sorted(inside - {'run'}))} needs --scores")
+    if not args.runs and ("run" in inside or not (inside or args.paper)):
+        raise InputError("a folder with runs is needed, or --paper to draw the published curves alone")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        paths = [path for name, curves in experiments.items() for path in draw(name, curves, args.out)]
-        write_summary(args.out / "summary.csv", experiments)
+        paths = draw_inside(args) if inside else draw_experiments(args)
     except OSError as error:
-        raise InputError(f"cannot write to {args.out}: {error.strerror}") from None
-    for name, curves in experiments.items():
-        print_table(name, curves)
-    print(*paths, args.out / "summary.csv", sep="\n")
+        raise InputError(f"{error.filename or args.out}: {error.strerror}") from None
+    print("", *paths, sep="\n")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # plot.py ... | head
     try:
         main()
     except InputError as error:

@@ -102,7 +102,12 @@ for ((w = 0; w < workers && w < ${#rewinds[@]}; w++)); do
   add prune imp.py "${data[@]}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-} "${mine[@]}"
 done
 draw=()
-add draw plot.py "$runs" --out "$figures"
+shown=() # the demonstration and the search for t* draw every panel there is
+if [[ $preset != digits && $figure != tstar ]]; then
+  shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}")
+  [[ $figure != fig[56] ]] || shown+=(4)
+fi
+add draw plot.py "$runs" "${shown[@]}" --out "$figures"
 
 if [[ ${DRY_RUN-} ]]; then
   printf '%s\n' "${scores[@]}" "${subsets[@]}" "${starts[@]}" "${prune[@]}" "${draw[@]}" | sed '/^$/d'

@@ -1,14 +1,21 @@
-"""Figures and tables: what is drawn is what is in the files."""
+"""Figures, tables and verdicts: what is drawn is in the files, what is said is what the numbers support."""
 
 import csv
 import json
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.stats
+from conftest import ROOT, TINY
 
+import common
 import plot
+
+PAPER = ROOT / "paper_curves.json"
 
 
 def fake_run(root, scheme, size, step, seed, accuracy, noise=0.0, rate=0.4, **settings):
@@ -44,27 +51,50 @@ def accuracies(root, pattern):
     return 100 * np.array([[float(row["test_accuracy"]) for row in run] for run in rows])
 
 
+def curve(accuracy, scheme="easy", size=64, step=2, seeds=None, noise=0.0, role=""):
+    """A Curve of [replicates, levels] in %."""
+    rows = {seed: (0.8 ** np.arange(len(row)), np.array(row, float)) for seed, row in
+            zip(range(len(accuracy)) if seeds is None else seeds, accuracy)}  # fmt: skip
+    return plot.average(scheme, size, step, noise, 0.4, "", rows)._replace(role=role)
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return plot.read_published(PAPER, None)
+
+
+def find(curves, scheme, size=None, step=200, noise=0.0):
+    wanted = (scheme, size, step, noise)
+    return next(c for c in curves if (c.scheme, c.size, c.step, c.noise) == wanted)
+
+
+# ------------------------------------------------------------ drawn numbers
+
+
 def test_numbers_drawn_equal_the_numbers_in_the_files(root):
-    (curves,) = plot.read_runs(root).values()
-    ((title, mine),) = plot.panels(curves)
-    assert title == "64 examples"
+    ((_, curves),) = plot.read_runs(root).values()
+    (group,) = plot.groups(curves)
     _, ax = plt.subplots()
-    plot.draw_panel(ax, title, mine)
+    plot.draw_levels(ax, "title", group, [])
     lines = {line.get_label(): line for line in ax.get_lines()}
     expected = {
-        "all data, 4 steps (n=3)": ("all-None-t4*/*/results.csv", "#0072b2", "--"),
-        "all data, 2 steps (n=3)": ("all-None-t2*/*/results.csv", "#e8820e", "--"),
-        "no pre-training (n=3)": ("all-None-t0*/*/results.csv", "#d9c000", "--"),
-        "random 64, 2 steps (n=3)": ("random*/*/results.csv", "#009e73", "-"),
-        "easy 64, 2 steps (n=3)": ("easy*/*/results.csv", "#c8102e", "-"),
-        "hard 64, 2 steps (n=3)": ("hard*/*/results.csv", "#e377c2", "-"),
+        "all data, 4 steps (n=3)": ("all-None-t4*/*/results.csv", "#0072b2", "--", "None"),
+        "all data, 2 steps (n=3)": ("all-None-t2*/*/results.csv", "#e8820e", "--", "None"),
+        "no pre-training (n=3)": ("all-None-t0*/*/results.csv", "#d9b800", "--", "None"),
+        "random 64, 2 steps (n=3)": ("random*/*/results.csv", "#009e73", "-", "o"),
+        "easy 64, 2 steps (n=3)": ("easy*/*/results.csv", "#b2182b", "-", "^"),
+        "hard 64, 2 steps (n=3)": ("hard*/*/results.csv", "#f07fc0", "-", "x"),
     }
     assert set(lines) == {*expected, "dense"}
-    for label, (pattern, color, style) in expected.items():
+    for label, (pattern, *look) in expected.items():
         line = lines[label]
         np.testing.assert_allclose(line.get_ydata(), accuracies(root, pattern).mean(0))
         np.testing.assert_allclose(line.get_xdata(), 100 * 0.8 ** np.arange(6))
-        assert (line.get_color(), line.get_linestyle()) == (color, style)
+        assert [line.get_color(), line.get_linestyle(), line.get_marker()] == look
     dense = accuracies(root, "all-None-t4*/*/results.csv")[:, 0].mean()
     np.testing.assert_allclose(lines["dense"].get_ydata(), dense)
     bands = [c.get_paths()[0].vertices[:, 1] for c in ax.collections]
@@ -76,20 +106,109 @@ def test_numbers_drawn_equal_the_numbers_in_the_files(root):
     plt.close("all")
 
 
-def test_command_writes_pictures_and_a_summary(root, tmp_path, capsys):
+def test_the_published_curve_stands_behind_ours(tmp_path, paper):
+    fake_run(tmp_path, "easy", 3200, 200, 0, [0.9, 0.8, 0.7])
+    fake_run(tmp_path, "all", None, 400, 0, [0.9, 0.8, 0.7])
+    fake_run(tmp_path, "random", 77, 200, 0, [0.9, 0.8, 0.7])  # the paper has no such size
+    ((_, curves),) = plot.read_runs(tmp_path).values()
+    (group,) = plot.groups(curves)
+    raw = json.loads(PAPER.read_text())["curves"]
+    theirs = next(c for c in raw if (c["dataset"], c["label_noise"], c["scheme"], c["subset_size"]) ==
+                  ("cifar10", 0.0, "easy", 3200))  # fmt: skip
+    for draw, more in ((plot.draw_levels, ()), (plot.draw_sizes, (2,))):
+        _, ax = plt.subplots()
+        draw(ax, "title", group, paper["cifar10"], *more)
+        lines = {line.get_label(): line for line in ax.get_lines()}
+        thin = [name for name in lines if name.startswith("_published")]
+        assert len(thin) == 2
+        assert "thin: published" in lines
+        (mine,) = (name for name in thin if "easy" in name)
+        wanted = [100 * theirs["mean"][2]] if more else 100 * np.array(theirs["mean"][:17])
+        np.testing.assert_allclose(lines[mine].get_ydata(), wanted)
+    plt.close("all")
+
+
+def test_figure_4_is_accuracy_against_subset_size(tmp_path):
+    draw = np.random.default_rng(3)
+    for seed in range(2):
+        fake_run(tmp_path, "all", None, 4, seed, draw.uniform(0.7, 0.9, 11))
+        for size in (512, 64, 128):
+            fake_run(tmp_path, "easy", size, 2, seed, draw.uniform(0.7, 0.9, 11))
+    ((_, curves),) = plot.read_runs(tmp_path).values()
+    (group,) = plot.groups(curves)
+    assert plot.levels_to_draw(group) == [8, 10]
+    _, ax = plt.subplots()
+    plot.draw_sizes(ax, "title", group, [], 8)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    easy = lines["easy, 2 steps (n=2)"]
+    assert list(easy.get_xdata()) == [64, 128, 512]
+    wanted = [accuracies(tmp_path, f"easy-{n}-*/*/results.csv")[:, 8].mean() for n in (64, 128, 512)]
+    np.testing.assert_allclose(easy.get_ydata(), wanted)
+    top = accuracies(tmp_path, "all-None-t4*/*/results.csv")[:, 8].mean()
+    np.testing.assert_allclose(lines["all data, 4 steps (n=2)"].get_ydata(), top)
+    plt.close("all")
+
+
+def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
     plot.main([str(root), "--out", str(tmp_path / "figures")])
     out = capsys.readouterr().out
     assert (tmp_path / "figures" / "cifar10.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "figures" / "cifar10.pdf").read_bytes()[:4] == b"%PDF"
-    summary = list(csv.DictReader((tmp_path / "figures" / "summary.csv").read_text().splitlines()))
+    summary = read_csv(tmp_path / "figures" / "summary.csv")
     assert len(summary) == 6 * 6
-    easy = accuracies(root, "easy*/*/results.csv")
+    easy, top = accuracies(root, "easy*/*/results.csv"), accuracies(root, "all-None-t4*/*/results.csv")
     row = next(r for r in summary if (r["scheme"], r["level"]) == ("easy", "3"))
+    assert row["source"] == "runs"
     assert float(row["mean"]) == pytest.approx(easy[:, 3].mean() / 100)
     assert float(row["std"]) == pytest.approx(easy[:, 3].std(ddof=1) / 100)
-    overall = easy[:, 1:].mean(1)
-    assert f"{overall.mean():.2f} ± {overall.std(ddof=1):.2f}" in out
     assert f"{easy[:, 3].mean():.2f} ± {easy[:, 3].std(ddof=1):.2f}" in out
+    verdicts = read_csv(tmp_path / "figures" / "verdicts.csv")
+    assert len(verdicts) == 15 * (1 + 5)  # pairs of 6 curves; over levels and level by level
+    row = next(r for r in verdicts if r["a"].startswith("easy") and r["b"] == "all data, 4 steps")
+    each = (easy - top)[:, 1:].mean(1)
+    interval = scipy.stats.ttest_1samp(each, 0).confidence_interval()
+    numbers = [float(row[key]) for key in ("difference", "low", "high")]
+    np.testing.assert_allclose(numbers, [each.mean(), *interval], rtol=1e-6)
+    text = (tmp_path / "figures" / "summary.md").read_text()
+    assert text.count("| easy 64, 2 steps") >= 4
+    for c in (easy, top):
+        for level in range(6):
+            assert f"{c[:, level].mean():.2f} ± {c[:, level].std(ddof=1):.2f}" in text
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "cifar100", "cinic10"])
+def test_every_figure_of_the_paper_from_its_own_curves(preset, tmp_path, capsys):
+    figures = [*"234567"] if preset == "cifar10" else [*"2456"]
+    plot.main(["--paper", str(PAPER), "--preset", preset, "--figure", *figures, "--out", str(tmp_path)])
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *(f"{preset}-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")),
+        "summary.csv", "summary.md", "verdicts.csv",
+    }  # fmt: skip
+    assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"paper"}
+
+
+def test_every_figure_from_runs(tmp_path, capsys):
+    draw = np.random.default_rng(3)
+    for noise in (0.0, 0.5):
+        for seed in range(2):
+            for scheme, size, step in (("all", None, 200), ("all", None, 400), *(
+                (s, n, 200) for s in ("random", "easy", "hard") for n in (64, 3200))):  # fmt: skip
+                fake_run(tmp_path / "runs", scheme, size, step, seed, draw.uniform(0.7, 0.9, 13), noise)
+    for seed in range(2):
+        fake_run(tmp_path / "runs", "all", None, 0, seed, draw.uniform(0.7, 0.9, 13))
+    out = tmp_path / "figures"
+    plot.main([str(tmp_path / "runs"), "--figure", *"234567", "--paper", str(PAPER), "--out", str(out)])
+    assert len([*out.glob("cifar10-figure[234567].png")]) == 6
+    text = capsys.readouterr().out
+    assert "subset size 64, " in text.replace("size 3200", "size 64")  # figure 3: no 2048 here, so the best
+    assert "easy 3200, 200 steps: ours (n=2) beside the paper's (n=4)" in text
+    assert "note: cifar10 departs from the paper's setting: " in text  # fake_run states few settings
+    assert {row["source"] for row in read_csv(out / "summary.csv")} == {"runs", "paper"}
+    text = (out / "summary.md").read_text()
+    assert "# cifar10, 200 steps, 50% random labels" in text
+
+
+# ------------------------------------------------------------ what belongs together
 
 
 def test_partial_results_are_named(tmp_path, capsys):
@@ -98,28 +217,45 @@ def test_partial_results_are_named(tmp_path, capsys):
     fake_run(tmp_path / "runs", "all", None, 4, 0, [0.5, 0.4])
     plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "figures")])
     out = capsys.readouterr().out
-    assert "note: no pre-training: 1 of 2 runs have not reached every level" in out
-    assert "note: all data, 4 steps: 1 of 1 runs" in out
-    (curves,) = plot.read_runs(tmp_path / "runs").values()
+    assert "note: no pre-training: seed 1 has reached level 0 of 2" in out
+    assert "note: all data, 4 steps: no run of seed 1, seed 0 has reached level 1 of 2" in out
+    ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
     init = next(c for c in curves if c.scheme == "init")
-    np.testing.assert_allclose(init.mean(), [85, 80, 70])
-    np.testing.assert_allclose(init.deviation()[0], np.std([90, 80], ddof=1))
-    assert np.isnan(init.deviation()[1:]).all()
+    np.testing.assert_allclose(init.mean, [85, 80, 70])
+    np.testing.assert_allclose(init.std[0], np.std([90, 80], ddof=1))
+    assert np.isnan(init.std[1:]).all()
 
 
-def test_no_pretraining_is_one_curve_and_noise_has_panels_of_its_own(tmp_path):
+def test_no_pretraining_is_one_curve_and_noise_has_a_group_of_its_own(tmp_path):
     for noise in (0.0, 0.5):
         fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8], noise)
         fake_run(tmp_path, "easy", 32, 2, 0, [0.9, 0.8], noise)
     fake_run(tmp_path, "all", None, 0, 0, [0.9, 0.8])
     fake_run(tmp_path, "easy", 32, 0, 1, [0.7, 0.6], 0.5)
-    (curves,) = plot.read_runs(tmp_path).values()
-    found = plot.panels(curves)
-    assert [title for title, _ in found] == ["32 examples", "32 examples, 50% random labels"]
-    for (_, mine), noise in zip(found, (0.0, 0.5)):
-        assert sorted(c.scheme for c in mine) == ["all", "easy", "init"]
-        assert {c.noise for c in mine if c.scheme != "init"} == {noise}
-        assert len(next(c for c in mine if c.scheme == "init").accuracy) == 2
+    ((_, curves),) = plot.read_runs(tmp_path).values()
+    found = plot.groups(curves)
+    assert [g.title for g in found] == [", 2 steps", ", 2 steps, 50% random labels"]
+    for group, noise in zip(found, (0.0, 0.5)):
+        assert [c.role for c in group.curves] == ["t*", "init", "easy"]
+        assert {c.noise for c in group.curves if c.scheme != "init"} == {noise}
+        assert len(next(c for c in group.curves if c.scheme == "init").accuracy) == 2
+
+
+def test_figures_choose_their_curves(paper):
+    def sizes(figure, preset, size=None):
+        return [(g.noise, g.step, g.sizes())
+                for g in plot.select(figure, plot.groups(paper[preset]), preset, size)]  # fmt: skip
+
+    assert sizes("2", "cifar10") == [(0.0, 200, [3200])]
+    assert sizes("2", "cifar10", 512) == [(0.0, 200, [512])]
+    assert sizes("2", "cinic10") == [(0.0, 400, [51200])]
+    assert sizes("3", "cifar10") == [(0.1, 200, [2048]), (0.5, 200, [2048])]
+    assert sizes("7", "cifar10") == [(noise, 200, [512, 1024, 2048, 3200]) for noise in (0.1, 0.5)]
+    assert sizes("6", "cinic10") == [
+        (0.0, 200, [12800, 25600, 51200]),
+        (0.0, 400, [12800, 25600, 51200, 102400]),
+    ]
+    assert sizes("3", "cifar100") == []
 
 
 def test_runs_of_other_hyperparameters_or_orders_are_not_mixed(tmp_path, capsys):
@@ -127,34 +263,26 @@ def test_runs_of_other_hyperparameters_or_orders_are_not_mixed(tmp_path, capsys)
     fake_run(tmp_path / "b", "all", None, 4, 0, [0.8], order_seed=3)
     fake_run(tmp_path / "c", "all", None, 4, 1, [0.7], prune_fraction=0.5)
     experiments = plot.read_runs(tmp_path)
-    assert [len(curves[0].accuracy) for curves in experiments.values()] == [1, 1]
+    assert [len(curves[0].accuracy) for _, curves in experiments.values()] == [1, 1]
     assert "batch order of its own" in capsys.readouterr().out
 
 
-def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path):
+def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path, capsys):
     for rate in (0.1, 0.4):
         for step in (100, 200, 400):
-            fake_run(tmp_path, "all", None, step, 0, [0.9, 0.8], rate=rate)
-    fake_run(tmp_path, "all", None, 0, 0, [0.9, 0.8])
-    (curves,) = plot.read_runs(tmp_path).values()
-    assert [(title, len(mine)) for title, mine in plot.panels(curves)] == [
-        ("all data, pre-training rate 0.1", 4),
-        ("all data, pre-training rate 0.4", 4),
-    ]
-
-
-def test_bad_results_are_one_line(tmp_path):
-    with pytest.raises(plot.InputError, match=r"no results\.csv below"):
-        plot.read_runs(tmp_path)
-    (tmp_path / "results.csv").write_text("level,weights_remaining,test_accuracy\n0,1,0.5\n")
-    with pytest.raises(plot.InputError, match="no level file beside it"):
-        plot.read_runs(tmp_path)
-    fake_run(tmp_path / "x", "all", None, 4, 0, [0.9])
-    (tmp_path / "results.csv").unlink()
-    path = next((tmp_path / "x").rglob("results.csv"))
-    path.write_text("level,weights_remaining,test_accuracy\n0,1,many\n")
-    with pytest.raises(plot.InputError, match="not readable"):
-        plot.read_runs(tmp_path)
+            fake_run(tmp_path / "runs", "all", None, step, 0, [0.9, 0.8], rate=rate)
+    fake_run(tmp_path / "runs", "all", None, 0, 0, [0.9, 0.8])
+    ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
+    found = plot.groups(curves)
+    assert [g.title for g in found] == [", pre-training rate 0.1", ", pre-training rate 0.4"]
+    assert [[c.role for c in g.curves] for g in found] == [["t*", "t*/2", "other", "init"]] * 2
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "figures")])
+    assert (tmp_path / "figures" / "cifar10.png").exists()
+    fake_run(tmp_path / "runs", "easy", 32, 100, 0, [0.9, 0.8], rate=0.4)  # figure 2 besides the search
+    ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
+    shown = {g.title: [c.step for c in g.curves] for g in plot.groups(curves)}
+    assert shown[", 100 steps"] == [200, 100, 0, 100]
+    assert shown[", pre-training rate 0.4"] == [400, 200, 100, 0]
 
 
 def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, capsys):
@@ -163,29 +291,333 @@ def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, c
     fake_run(tmp_path / "b", "easy", 32, 2, 1, [0.7, 0.6])
     fake_run(tmp_path / "other", "easy", 32, 2, 2, [0.1, 0.1], subset_sha256="other scores")
     fake_run(tmp_path / "balanced", "easy", 32, 2, 3, [0.2, 0.2], class_balanced=True)
-    (curves,) = plot.read_runs(tmp_path).values()
+    ((_, curves),) = plot.read_runs(tmp_path).values()
     assert [(c.name(), len(c.accuracy)) for c in curves] == [
         ("easy 32, 2 steps", 2),
         ("easy 32, 2 steps (2)", 1),
         ("easy 32, 2 steps (3)", 1),
     ]
-    np.testing.assert_allclose(curves[0].mean(), [80, 70])
+    np.testing.assert_allclose(curves[0].mean, [80, 70])
     assert "repeats seed 0" in capsys.readouterr().out
 
 
-def test_odd_recipes_are_one_line(tmp_path):
+# ------------------------------------------------------------ verdicts
+
+
+def test_intervals_equal_scipys():
+    for df in (1, 1.5, 2, 3, 4.37, 7, 30, 200):
+        assert plot.student(df) == pytest.approx(scipy.stats.t.ppf(0.975, df), rel=1e-5)
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(90, 1, (4, 6)), draw.normal(89, 2, (4, 6))
+    ours = plot.compare(curve(a), curve(b))
+    theirs = scipy.stats.ttest_rel(a[:, 1:].mean(1), b[:, 1:].mean(1)).confidence_interval()
+    np.testing.assert_allclose((ours.low, ours.high), theirs, rtol=1e-5)
+    assert (ours.first, ours.last, ours.replicates) == (1, 5, "4 paired")
+    ours = plot.compare(curve(a), curve(b[:3], seeds=[7, 8, 9]), 2, 4)
+    samples = a[:, 2:5].mean(1), b[:3, 2:5].mean(1)
+    theirs = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval()
+    np.testing.assert_allclose((ours.low, ours.high), theirs, rtol=1e-3)
+    assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
+
+
+@pytest.mark.parametrize(("gaps", "word", "needed"), [
+    ([1.0, 1.2, 0.8], "better", None),
+    ([-1.0, -1.2, -0.8], "worse", 1.497),
+    ([0.01, -0.02, 0.01], "no worse", 0.043),  # a clear tie
+    ([0.0, 0.0, 0.0], "no worse", 0.0),
+    ([2.0, -2.0, 1.0], "undecided", 4.838),
+    ([3.0], "undecided", None),  # one replicate, however good
+])  # fmt: skip
+def test_verdicts(gaps, word, needed):
+    base = np.linspace(80, 90, 5)
+    a, b = curve([base + gap for gap in gaps]), curve([base for _ in gaps])
+    found = plot.compare(a, b)
+    assert found.difference == pytest.approx(np.mean(gaps))
+    assert plot.verdict(found, 0.5) == word
+    if needed is not None:  # the margin that the table names is where 'no worse' begins
+        assert -found.low == pytest.approx(needed, abs=1e-3)
+        if word == "undecided":
+            assert plot.verdict(found, needed - 0.01) == "undecided"
+            assert plot.verdict(found, needed + 0.01) == "no worse"
+
+
+def test_unfinished_replicates_cost_as_little_as_possible():
+    full = np.full((3, 9), 80.0)
+    # three replicates of 2 levels from level 1 are worth less than two of 8
+    found = plot.compare(curve(full), curve([[79.0] * 9, [79.0] * 9, [70.0] * 3]))
+    assert (found.last, found.replicates, found.difference) == (8, "2 paired", 1.0)
+    found = plot.compare(curve(full), curve([[79.0] * 7] * 3))
+    assert (found.last, found.replicates) == (6, "3 paired")
+    nothing = plot.compare(curve(full), curve([[80.0], [80.0]]))
+    assert np.isnan(nothing.difference)
+    assert plot.verdict(nothing, 100) == "undecided"
+    alone = plot.compare(curve(full[:1]), curve(full[:1]))
+    assert (alone.difference, plot.verdict(alone, 100)) == (0, "undecided")
+
+
+@pytest.mark.parametrize("replicates", [3, 4, 8])
+def test_without_a_difference_better_and_worse_are_rare(replicates):
+    """At most 3.5% each (2.5% is nominal), whatever part of the scatter a replicate's levels share."""
+    draw, times, counts = np.random.default_rng(replicates), 4000, {}
+    for shared in (0.0, 0.9):
+        rows = np.sqrt(1 - shared) * draw.normal(size=(2 * times, replicates, 9))
+        rows += np.sqrt(shared) * draw.normal(size=(2 * times, replicates, 1))
+        pairs = rows.reshape(times, 2, replicates, 9)
+        for kind in ("paired", "unpaired", "published"):
+            words = []
+            for a, b in pairs:
+                a, b = curve(a), curve(b, seeds=range(100, 100 + replicates) if kind == "unpaired" else None)
+                if kind == "published":
+                    a, b = (c._replace(seeds=(), accuracy=None) for c in (a, b))
+                words.append(plot.verdict(plot.compare(a, b), 0.5))
+            counts[shared, kind] = words.count("better") / times, words.count("worse") / times
+    assert max(max(pair) for pair in counts.values()) <= 0.035, counts
+    assert min(counts[0.0, "paired"]) > 0.015  # and an interval that is never wrong would be too wide
+
+
+def test_numbers_of_the_paper(paper):
+    """CIFAR-10, mean over levels 1 to 16, in points."""
+    cifar = paper["cifar10"]
+    full, half, init = find(cifar, "all", step=400), find(cifar, "all"), find(cifar, "init", step=0)
+    assert plot.compare(full, half).difference == pytest.approx(1.00, abs=0.005)
+    assert plot.compare(half, init).difference == pytest.approx(1.59, abs=0.005)
+    sizes = [256, 512, 1024, 2048, 3200, 6400, 12800, 25600]
+    easy = [plot.compare(find(cifar, "easy", n), full) for n in sizes]
+    expected = [-1.44, -0.86, -0.62, -0.56, -0.27, -0.45, -0.21, -0.47]
+    np.testing.assert_allclose([d.difference for d in easy], expected, atol=0.005)
+    assert {(d.first, d.last, d.replicates) for d in easy} == {(1, 16, "4 and 4")}
+    words = [plot.verdict(d, 0.5) for d in easy]
+    assert words == ["worse", "worse", "undecided", "worse", *["undecided"] * 4]
+    assert [plot.verdict(d, 1.0) for d in easy[4:]] == ["no worse"] * 4  # matching depends on the margin
+    for n in sizes[1:-1]:
+        assert plot.compare(find(cifar, "hard", n), find(cifar, "random", n)).high < 0
+    same = plot.compare(find(cifar, "random", 25600), half)  # the same runs drawn twice
+    assert same.difference == 0
+
+
+def test_a_published_interval_by_hand(paper):
+    """Deviations scaled from ddof 0 and, over levels, taken as fully correlated; Welch's interval."""
+    raw = json.loads(PAPER.read_text())["curves"]
+    chosen = [next(c for c in raw if (c["dataset"], c["scheme"], c["subset_size"], c["rewind_step"]) == key)
+              for key in (("cinic10", "hard", 12800, 400), ("cinic10", "all", None, 800))]  # fmt: skip
+    n = np.array([3, 4])
+    std = [100 * np.mean(c["std"][1:13]) * np.sqrt(k / (k - 1)) for c, k in zip(chosen, n)]
+    difference = 100 * (np.mean(chosen[0]["mean"][1:13]) - np.mean(chosen[1]["mean"][1:13]))
+    theirs = scipy.stats.ttest_ind_from_stats(difference, std[0], 3, 0.0, std[1], 4, equal_var=False)
+    cinic = paper["cinic10"]
+    ours = plot.compare(find(cinic, "hard", 12800, 400), find(cinic, "all", step=800))
+    t = plot.student(round(((std[0] ** 2 / 3 + std[1] ** 2 / 4) ** 2) / (
+        (std[0] ** 2 / 3) ** 2 / 2 + (std[1] ** 2 / 4) ** 2 / 3), 2))  # fmt: skip
+    assert ours.difference == pytest.approx(difference)
+    assert (ours.high - ours.difference) / t == pytest.approx(difference / theirs.statistic)
+
+
+def test_statements_of_the_paper_are_judged(paper, tmp_path, capsys):
+    plot.main(["--paper", str(PAPER), "--preset", "cifar10", "--figure", "2", "3", "--out", str(tmp_path)])
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    ]
+    said = {}
+    for row in lines:
+        if len(row) == 10:
+            said.setdefault((row[0], row[1]), (row[6], row[9]))  # without label noise comes first
+    top, half = "all data, 400 steps", "all data, 200 steps"
+    assert said[half, top] == ("worse: not matching", "worse: supported")
+    assert said["random 3200, 200 steps", half] == ("no worse", "no worse: supported")
+    assert said["easy 3200, 200 steps", top] == ("undecided", "no worse: not supported")
+    assert said["hard 3200, 200 steps", "random 3200, 200 steps"] == ("worse", "worse: supported")
+    text = (tmp_path / "summary.md").read_text()
+    noisy = text[text.index("# cifar10, 200 steps, 50%") :]
+    assert "better: supported" in noisy  # easy against all data at 50% random labels
+    group = plot.Group(0.0, 2, "", [])
+    easy, full = curve([[1]], role="easy"), curve([[1]], role="t*")
+    assert plot.beside_the_paper(group, easy, full, "worse") == "no worse: contradicted"
+    assert plot.beside_the_paper(group, easy, full, "better") == "no worse: supported"
+    assert plot.beside_the_paper(group, full, easy, "worse") == ""
+    noise = group._replace(noise=0.1)
+    assert plot.beside_the_paper(noise, easy, full, "no worse") == "better: not supported"
+
+
+def test_the_best_size_is_labelled_as_chosen(paper):
+    (group, *_) = plot.groups(paper["cifar10"])
+    compared = [(a, b, plot.compare(a, b), []) for a, b in plot.pairs(group)]
+    text = plot.verdict_table("cifar10", group, compared, 0.5, short=True)
+    chosen = [line for line in text.splitlines() if "best of 8 on these results" in line]
+    assert [line.split(" (")[0].lstrip("| ") for line in chosen] == [
+        "random 3200, 200 steps", "easy 12800, 200 steps", "hard 25600, 200 steps"]  # fmt: skip
+    (easy,) = (line for line in text.splitlines() if line.startswith("| easy 3200"))
+    assert "| -0.27 |" in easy
+    assert " 0.89 |" in easy  # the margin at which it would match
+
+
+def test_deepest_level_like_dense():
+    top = curve([[90.0, 90, 80], [90.2, 90.2, 80]], "all", None, 4, role="t*")
+    assert plot.deepest_like_dense(top, top, 0.5) == "80.0%"
+    assert plot.deepest_like_dense(curve([[80.0, 80], [80.1, 80.1]]), top, 0.5) == "none"
+    one = curve([[95.0, 95]], seeds=[0])
+    assert plot.deepest_like_dense(one, top, 0.5) == "none"  # with one replicate nothing is decided
+
+
+def test_a_single_replicate_beside_the_paper(paper):
+    theirs = find(paper["cifar10"], "easy", 3200)
+    half = scipy.stats.t.ppf(0.975, 3) * theirs.std * np.sqrt(1 + 1 / 4)
+    shift = np.where(np.arange(17) < 5, 0.9, 1.1)
+    table = plot.paper_table(curve([theirs.mean + shift * half]), theirs, 1, None)
+    assert "inside the joint 95% interval at 5 of 17 levels" in table
+
+
+# ------------------------------------------------------------ one run, scores
+
+
+def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, monkeypatch, capfd):
+    folder = tmp_path / "run"
+    ok("pretrain", *TINY, "--steps", 0, "--out", folder / "rewind.safetensors")
+    ok("imp", folder / "rewind.safetensors", "--levels", 2)
+    kept = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: kept.append(figure) or [path])
+    plot.main([str(folder), "--figure", "run", "--out", str(tmp_path / "figures")])
+    out = capfd.readouterr().out
+    left, right, _ = kept[0].axes
+    np.testing.assert_allclose(left.get_lines()[0].get_ydata(), accuracies(folder, "results.csv")[0])
+    drawn = right.get_images()[0].get_array()
+    names = [label.get_text() for label in right.get_yticklabels()]
+    assert names[0] == "conv.weight"
+    assert names[-1] == "linear.weight"
+    for level in range(3):
+        tensors = safetensors.numpy.load_file(folder / f"level{level:02d}.safetensors")
+        shares = [100 * tensors[f"mask.{name}"].mean() for name in names]
+        np.testing.assert_allclose(drawn[:, level], shares)
+    mask = tensors["mask.linear.weight"]
+    assert f"| {mask.sum()} | {mask.size} |" in " ".join(out.split())
+    plt.close("all")
+
+
+@pytest.fixture
+def scored(tmp_path, digits):
+    """Random scores of the digits under 20% label noise, with their sidecar."""
+    scores = np.random.default_rng(5).uniform(0, 1.4, len(digits.labels)).astype(np.float32)
+    info = {"preset": "digits", "dataset": "digits", "fingerprint": digits.fingerprint, "label_noise": 0.2,
+            "noise_seed": 3}  # fmt: skip
+    common.save_array(tmp_path / "scores.npy", scores, info)
+    labels = common.noisy_labels(digits.labels.numpy(), 10, 0.2, 3)
+    return tmp_path / "scores.npy", scores, labels
+
+
+def test_examples_are_the_lowest_and_highest_of_each_class(tmp_path, scored, digits, monkeypatch, capsys):
+    path, scores, labels = scored
+    kept = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: kept.append(figure) or [path])
+    plot.main(["--figure", "examples", "--scores", str(path), "--out", str(tmp_path / "figures")])
+    axes = np.array(kept[0].axes).reshape(10, 13)
+    images, clean = digits.train_images().numpy(), digits.labels.numpy()
+    for c in range(10):
+        mine = np.flatnonzero(labels == c)
+        order = mine[np.argsort(scores[mine])]
+        for ax, i in [*zip(axes[c, :6], order[:6]), *zip(axes[c, 7:], order[-6:])]:
+            np.testing.assert_array_equal(ax.get_images()[0].get_array(), images[i, ..., 0])
+            assert ax.get_title() == f"#{i}: {scores[i]:.3f}"
+            assert ax.get_xlabel() == ("" if clean[i] == c else f"is {clean[i]}")
+    plt.close("all")
+
+
+def test_scores_of_clean_and_wrong_labels_are_drawn_apart(tmp_path, scored, digits, monkeypatch, capsys):
+    path, scores, labels = scored
+    kept = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: kept.append(figure) or [path])
+    plot.main(["--figure", "scores", "--scores", str(path), "--out", str(tmp_path / "figures")])
+    left, right = kept[0].axes
+    wrong = labels != digits.labels.numpy()
+    bins = np.linspace(0, scores.max(), 61)
+    heights = np.array([patch.get_height() for patch in left.patches]).reshape(2, 60)
+    np.testing.assert_array_equal(heights[0], np.histogram(scores[~wrong], bins)[0])
+    np.testing.assert_array_equal(heights[1], np.histogram(scores[wrong], bins)[0])
+    assert [t.get_text() for t in right.get_yticklabels()] == [str(c) for c in range(10)]
+    for c in range(10):
+        at = [
+            line.get_xdata()[0]
+            for line in right.get_lines()
+            if np.ptp(line.get_xdata()) == 0 and abs(np.mean(line.get_ydata()) - (c + 1)) < 0.01
+        ]
+        assert np.isclose(np.median(scores[labels == c]), at).any()
+    assert f"| {wrong[labels == 0].sum()} |" in " ".join(capsys.readouterr().out.split())
+    plt.close("all")
+
+
+def test_examples_and_scores_make_files(tmp_path, scored):
+    plot.main(["--figure", "examples", "scores", "--scores", str(scored[0]), "--out", str(tmp_path / "new")])
+    names = {p.name for p in (tmp_path / "new").iterdir()}
+    assert names == {f"{what}.{kind}" for what in ("examples", "scores") for kind in ("png", "pdf")}
+
+
+# ------------------------------------------------------------ wrong input
+
+
+def test_bad_results_are_one_line(tmp_path):
+    with pytest.raises(plot.InputError, match=r"no results\.csv"):
+        plot.read_runs(tmp_path)
+    (tmp_path / "results.csv").write_text("level,weights_remaining,test_accuracy\n0,1,0.5\n")
+    with pytest.raises(plot.InputError, match="no level file beside it"):
+        plot.read_runs(tmp_path)
+    (tmp_path / "results.csv").unlink()
+    fake_run(tmp_path / "x", "all", None, 4, 0, [0.9])
+    path = next((tmp_path / "x").rglob("results.csv"))
+    for row in ("0,1,many", "0,1", "1,1,0.5", "0,1,1.5", "0,1,nan", "0,0,0.5", "0,2,0.5"):
+        path.write_text(f"level,weights_remaining,test_accuracy\n{row}\n")
+        with pytest.raises(plot.InputError, match="not readable"):
+            plot.read_runs(tmp_path)
+
+
+def test_odd_recipes_are_one_line_and_names_make_no_paths(tmp_path):
     fake_run(tmp_path / "a", "weird", 32, 2, 0, [0.9])
-    with pytest.raises(plot.InputError, match="unknown scheme weird"):
+    with pytest.raises(plot.InputError, match="unknown scheme"):
         plot.read_runs(tmp_path / "a")
     fake_run(tmp_path / "b", "easy", 32, 2, 0, [0.9], noise_seed=[1])
     with pytest.raises(plot.InputError, match="not readable"):
         plot.read_runs(tmp_path / "b")
+    fake_run(tmp_path / "c", "easy", 32, 2, 0, [0.9], preset="../../evil")
+    assert list(plot.read_runs(tmp_path / "c")) == ["______evil-cifar10"]
 
 
-def test_numbers_that_are_not_finite_are_refused_and_names_make_no_paths(tmp_path):
-    fake_run(tmp_path, "easy", 32, 2, 0, [float("nan")], preset="../../evil")
-    with pytest.raises(plot.InputError, match="not finite"):
-        plot.read_runs(tmp_path)
-    path = next(tmp_path.rglob("results.csv"))
-    path.write_text(path.read_text().replace("nan", "0.5"))
-    assert list(plot.read_runs(tmp_path)) == ["______evil-cifar10"]
+def test_bad_published_curves_are_one_line(tmp_path):
+    entry = json.loads(PAPER.read_text())["curves"][1]
+    for text in ("", "[]", "{}", '{"curves": [{}]}', '{"curves": 3}',
+                 json.dumps({"curves": [entry | {"dataset": "mnist"}]}),
+                 json.dumps({"curves": [entry | {"mean": "many"}]})):  # fmt: skip
+        (tmp_path / "paper.json").write_text(text)
+        with pytest.raises(plot.InputError, match="not readable as published curves"):
+            plot.read_published(tmp_path / "paper.json", None)
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    ([], "a folder with runs is needed"),
+    (["--figure", "run"], "a folder with runs is needed"),
+    (["--figure", "examples"], "needs --scores"),
+    (["--figure", "run", "2"], "do not go with"),
+    (["--figure", "9"], "invalid choice"),
+    (["--margin", "-1"], "--margin must be at least 0"),
+    (["--margin", "nan"], "--margin must be at least 0"),
+    (["--levels", "5", "2"], "--levels must be FIRST <= LAST"),
+    (["--paper", "nowhere.json"], "nowhere.json"),
+    (["--paper", str(PAPER), "--preset", "digits"], "no runs of this preset"),
+    (["--paper", str(PAPER), "--preset", "cifar100", "--figure", "3"], "no runs of this preset and figure"),
+    (["--figure", "scores", "--scores", "nowhere.npy"], "nowhere.npy"),
+    (["nowhere"], "no results.csv"),
+    (["nowhere", "--figure", "run"], "not readable"),
+])  # fmt: skip
+def test_wrong_arguments_are_one_line(argv, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(plot.InputError, match=says) as error:
+        plot.main(argv)
+    assert "\n" not in str(error.value)
+
+
+def test_help_and_drawing_need_no_torch(root, tmp_path):
+    code = ("import sys, plot; plot.main(sys.argv[1:]); assert 'matplotlib' in sys.modules\n"
+            "assert not {'torch', 'sklearn', 'scipy', 'common'} & set(sys.modules)")  # fmt: skip
+    argv = [sys.executable, "-c", code, str(root), "--out", str(tmp_path / "figures")]
+    assert subprocess.run(argv, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    done = subprocess.run([sys.executable, "plot.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--paper" in done.stdout
+    done = subprocess.run([sys.executable, "plot.py"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
