@@ -229,7 +229,8 @@ def groups(curves: list[Curve]) -> list[Group]:
     """One for each label noise, rate and rewind step of subsets; one for each rate with more of all data."""
     keys = sorted({(c.noise, c.rate, c.step) for c in curves if c.size is not None})
     shown = {(noise, rate, n * step) for noise, rate, step in keys for n in (1, 2)}
-    keys += sorted({(c.noise, c.rate, None) for c in curves if c.step and (c.noise, c.rate, c.step) not in shown})
+    more = {(c.noise, c.rate, c.step) for c in curves} - shown - {(0.0, 0.0, 0)}
+    keys += [(*key, None) for key in sorted({key[:2] for key in more})]
     found = []
     for noise, rate, step in keys or [(0.0, 0.0, None)]:
         near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
