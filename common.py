@@ -226,10 +226,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def save_array(path: Path, array: np.ndarray, info: dict) -> None:
-    """Write path (.npy) and, first, its sidecar .json with info and the sha256 of the .npy."""
+    """Write path (.npy) and, first, its sidecar .json: info, the sha256 of the .npy and of the sidecar."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     sidecar = info | {"sha256": sha256(buffer.getvalue())}
+    sidecar["json_sha256"] = sha256(to_json(sidecar))
     atomic_write(path.with_suffix(".json"), to_json(sidecar, indent=1) + b"\n")
     atomic_write(path, buffer.getvalue())
 
@@ -237,7 +238,11 @@ def save_array(path: Path, array: np.ndarray, info: dict) -> None:
 def read_sidecar(path: Path) -> dict:
     """What the .json beside an .npy says; {} where there is none: an array of the user's own."""
     sidecar = path.with_suffix(".json")
-    return parse_json(sidecar, read_bytes(sidecar)) if sidecar.exists() else {}
+    info = parse_json(sidecar, read_bytes(sidecar)) if sidecar.exists() else {}
+    stored = info.pop("json_sha256", None)
+    if stored is not None and stored != sha256(to_json(info)):
+        raise InputError(f"{sidecar}: damaged, it does not match the json_sha256 in it")
+    return info
 
 
 def read_array(path: Path, dtype: type, shape: tuple) -> np.ndarray:

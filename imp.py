@@ -184,11 +184,15 @@ def load_state(run: Run, member: Member) -> None:
     tensors, info = common.load_tensors(path)
     if info.get("level") != run.level or any(info.get(k) != v for k, v in run.described().items()):
         return
+    step, loss_steps, seconds = (info.get(key) for key in ("step", "loss_steps", "seconds"))
+    counts = all(type(n) is int and 0 <= n <= run.recipe["total_steps"] for n in (step, loss_steps))
+    if not counts or type(seconds) not in (int, float):
+        raise InputError(f"{path}: step {step}, loss_steps {loss_steps}, seconds {seconds} cannot be")
     mine = state_tensors(member)
     check_tensors(path, tensors, mine)
     for name, t in mine.items():
         t.copy_(tensors[name])
-    member.step, member.loss_steps, run.seconds = info["step"], info["loss_steps"], info["seconds"]
+    member.step, member.loss_steps, run.seconds = step, loss_steps, seconds
 
 
 # ------------------------------------------------------------ Algorithm 1

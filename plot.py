@@ -12,12 +12,15 @@ python plot.py --figure examples scores --scores runs/cifar10/el2n.npy --out fig
 import argparse
 import csv
 import functools
+import io
 import itertools
 import json
+import os
 import re
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +91,7 @@ class Group(NamedTuple):
     """Curves to compare: all data for t* and t*/2 steps, no pre-training, then subsets for t*/2 steps."""
 
     noise: float
+    rate: float
     step: float  # t*/2
     title: str
     curves: list[Curve]
@@ -117,24 +121,49 @@ class Comparison(NamedTuple):
 # ------------------------------------------------------------ reading
 
 
+BROKEN = (OSError, ValueError, TypeError, LookupError, RecursionError, csv.Error, safetensors.SafetensorError)
+
+
 def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     """(settings, fraction of weights remaining [levels], accuracy in % [levels]) of a run's results.csv."""
     try:
         with open(path, newline="") as f:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
-        levels = sorted(path.parent.glob("level*.safetensors"))
-        with safetensors.safe_open(levels[0], "np") as f:
-            info = json.loads(f.metadata()["json"])
+        found = {file: metadata(file) for file in sorted(path.parent.glob("level*.safetensors"))}
+        info = next(iter(found.values()))
         settings = info["recipe"] | {key: info[key] for key in ("prune_fraction", "order_seed")}
-        level, *drawn = ([row[k] for row in rows] for k in ("level", "weights_remaining", "test_accuracy"))
-        remaining, accuracy = np.array(drawn)
+        check_setting(*(settings[key] for key in PRETRAINING[:5]))
         experiment_and_curve(settings)
+        if [type(settings[key]) for key in ("preset", "dataset", "seed")] != [str, str, int]:
+            raise ValueError("its recipe has no preset, data set or seed")
+        drawn = [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
+        level, remaining, accuracy = np.array(drawn).reshape(-1, 3).T
         possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
-        if settings["scheme"] not in ORDER or level != [*range(len(rows))] or not possible.all():
-            raise ValueError("an unknown scheme, a level missing or a fraction outside [0, 1]")
-    except (OSError, ValueError, TypeError, LookupError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: not readable, or no level file beside it ({error!r})") from None
+        if list(level) != [*range(len(rows))] or not possible.all():
+            raise ValueError("a level is missing, or a fraction is outside [0, 1]")
+        for stored in (info["row"] for info in found.values() if info["row"]["level"] < len(rows)):
+            if any(stored[key] != value for key, value in rows[stored["level"]].items()):
+                raise ValueError(f"its level {stored['level']} is not that of the level file")
+    except StopIteration:
+        raise InputError(f"{path}: no level file beside it") from None
+    except BROKEN as error:
+        raise InputError(f"{path} or a level file beside it is not readable: {str(error)[:200]}") from None
     return settings, remaining, 100 * accuracy
+
+
+def metadata(path: Path) -> dict:
+    with safetensors.safe_open(path, "np") as f:
+        return json.loads(f.metadata()["json"])
+
+
+def check_setting(scheme: str, size: int | None, step: int, noise: float, rate: float) -> None:
+    """ValueError unless these can be a curve's: files hold anything."""
+    if scheme not in ORDER[1:] or (size is None) != (scheme == "all"):
+        raise ValueError(f"unknown scheme {scheme} of {size} examples")
+    if any(type(n) is not int or not 0 <= n < 2**32 for n in (step, size or 0)):
+        raise ValueError(f"{size} examples, {step} steps")
+    if any(type(x) not in (int, float) or not 0 <= x < 1e30 for x in (noise, rate)) or noise > 1:
+        raise ValueError(f"label noise {noise}, pre-training rate {rate}")
 
 
 def experiment_and_curve(settings: dict) -> tuple[tuple, tuple]:
@@ -160,24 +189,33 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
             print(f"note: {path.parent} has a batch order of its own and is left out")
         elif settings["seed"] in replicates:
             print(f"note: {path.parent} repeats seed {settings['seed']} of its setting and is left out")
-        elif len(accuracy):
+        elif not len(accuracy):
+            print(f"note: {path.parent} has not finished a level yet")
+        else:
             replicates[settings["seed"]] = remaining, accuracy
     named = {}
-    for (preset, dataset, shared), groups in sorted(found.items()):
-        curves = []
-        for curve, replicates in groups.items():
-            same = sum(c[:5] == curve[:5] for c in curves)
-            variant = f" ({same + 1})" if same else ""
-            if replicates:
-                curves.append(average(*curve[:5], variant, replicates))
-        name = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
+    for (preset, dataset, shared), by_curve in sorted(found.items()):
+        settings, curves, first = json.loads(shared), [], {}
+        for setting, replicates in ((c, replicates) for c, replicates in by_curve.items() if replicates):
+            same = [other for other in first if other[:5] == setting[:5]]
+            first[setting] = average(*setting[:5], f" ({len(same) + 1})" if same else "", replicates)
+            curves.append(first[setting])
+            if same:
+                print(f"note: {curves[-1].name()}: {unlike(PRETRAINING, same[0], setting)}")
+        name = base = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
         while name in named:  # the same preset with other hyperparameters
             name += "+"
         if curves:
-            named[name] = json.loads(shared), sorted(curves, key=position)
+            named[name] = settings, sorted(curves, key=position)
+            if name != base:
+                print(f"note: {name}: {unlike(settings, named[base][0].values(), settings.values())}")
     if not named:
         raise InputError(f"{root}: no results.csv with results below this folder")
     return named
+
+
+def unlike(keys: Iterable, there: Iterable, here: Iterable) -> str:
+    return "; ".join(f"{key} {b} instead of {a}" for key, a, b in zip(keys, there, here) if a != b)
 
 
 def position(c: Curve) -> tuple:
@@ -198,8 +236,8 @@ def average(scheme: str, size: int | None, step: int, noise: float, rate: float,
     return Curve(scheme, size, step, noise, rate, variant, remaining, n, mean, std, (*replicates,), accuracy)
 
 
-def read_published(path: Path, last: int | None) -> dict[str, list[Curve]]:
-    """The paper's curves by preset, down to the level it draws, or to level `last`.
+def read_published(path: Path, last: int) -> dict[str, list[Curve]]:
+    """The paper's curves by preset, down to the level it draws, or further to level `last`.
 
     Its 'dense' lines are left out: they are level 0 of all data for t* steps (CINIC-10: for 400 steps).
     """
@@ -207,18 +245,22 @@ def read_published(path: Path, last: int | None) -> dict[str, list[Curve]]:
     try:
         for c in json.loads(path.read_text())["curves"]:
             rate, deepest, _ = PAPER[c["dataset"]]
-            stop = 1 + (deepest if last is None else last)
-            drawn = (np.array(c[key][:stop], float) for key in ("weights_remaining", "mean", "std"))
-            remaining, mean, std = drawn
+            keys, stop = ("weights_remaining", "mean", "std"), 1 + max(deepest, last)
+            remaining, mean, std = np.array([c[key][:stop] for key in keys], float)
+            possible = (remaining > 0) & (remaining <= 1) & (mean >= 0) & (mean <= 1) & (std >= 0)
+            if type(c["replicates"]) is not int or c["replicates"] < 2 or not possible.all():
+                raise ValueError("fewer than 2 replicates, or a fraction outside [0, 1]")
+            what = ("all" if c["scheme"] == "dense" else c["scheme"], c["subset_size"], c["rewind_step"],
+                    c["label_noise"], rate)  # fmt: skip
+            check_setting(*what)
+            if what[2] == 0:  # the same runs, repeated at each label noise
+                what = ("init", None, 0, 0.0, 0.0)
             n = np.full(len(mean), c["replicates"])
             std = 100 * std * np.sqrt(n / (n - 1))  # published with ddof 0
-            what = (c["scheme"], c["subset_size"], c["rewind_step"], c["label_noise"], rate)
-            if not what[2]:  # the same runs, repeated at each label noise
-                what = ("init", None, 0, 0.0, 0.0)
             if c["scheme"] != "dense":
                 named[c["dataset"]][what] = Curve(*what, "", remaining, n, 100 * mean, std)
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise InputError(f"{path}: not readable as published curves ({error!r})") from None
+    except BROKEN as error:
+        raise InputError(f"{path}: not readable as published curves ({str(error)[:200]})") from None
     return {preset: sorted(curves.values(), key=position) for preset, curves in named.items()}
 
 
@@ -231,7 +273,7 @@ def groups(curves: list[Curve]) -> list[Group]:
     shown = {(noise, rate, n * step) for noise, rate, step in keys for n in (1, 2)}
     more = {(c.noise, c.rate, c.step) for c in curves} - shown - {(0.0, 0.0, 0)}
     keys += [(*key, None) for key in sorted({key[:2] for key in more})]
-    found = []
+    found, rates = [], {rate for _, rate, _ in keys}
     for noise, rate, step in keys or [(0.0, 0.0, None)]:
         near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
         half = step or max(c.step for c in near) / 2  # without subsets, the longest stands for t*
@@ -239,9 +281,10 @@ def groups(curves: list[Curve]) -> list[Group]:
         whole = [c._replace(role=roles.get(c.step, "other")) for c in near if c.size is None]
         whole = [c for c in whole if step is None or c.role != "other"]
         subsets = [c._replace(role=c.scheme) for c in near if c.size is not None and c.step == step]
-        title = f", {step} steps" if step else f", pre-training rate {rate}"
+        title = f", {step} steps" if step else ""
+        title += f", pre-training rate {rate}" if len(rates) > 1 or not step else ""
         title += f", {noise:.0%} random labels" if noise else ""
-        found.append(Group(noise, half, title, sorted(whole, key=lambda c: -c.step) + subsets))
+        found.append(Group(noise, rate, half, title, sorted(whole, key=lambda c: -c.step) + subsets))
     return found
 
 
@@ -251,10 +294,14 @@ def select(figure: str | None, found: list[Group], preset: str, size: int | None
         found = [g for g in found if g.noise and g.sizes()]
     elif figure:
         found = [g for g in found if not g.noise and g.sizes()]
+    if figure in ("5", "6"):
+        found = [g for g in found if (preset == "cinic10") == (figure == "6")]
     if figure not in ("2", "3"):
         return found
     wanted = size or (SIZE_OF_FIGURE_3 if figure == "3" else PAPER.get(preset, (0, 0, 0))[2])
     found = [g for g in found if figure == "3" or g.step == max(g.step for g in found)]
+    if size and any(size not in g.sizes() for g in found):
+        raise InputError(f"--size {size}: the subsets have {', '.join(map(str, found[0].sizes()))} examples")
     return [g.only(wanted if wanted in g.sizes() else best_size(g)) for g in found]
 
 
@@ -309,14 +356,17 @@ def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comp
     if min(n_a, n_b) > 1:
         v_a, v_b = std_a**2 / n_a, std_b**2 / n_b
         shares = v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1)
-        half = student(round((v_a + v_b) ** 2 / shares, 2)) * np.sqrt(v_a + v_b) if shares else 0.0
+        half = student(round((v_a + v_b) ** 2 / shares, 4)) * np.sqrt(v_a + v_b) if shares else 0.0
     return Comparison(first, first + levels - 1, f"{n_a} and {n_b}", mean, mean - half, mean + half)
 
 
 def finished(values: np.ndarray) -> int:
-    """Of [replicates, levels] with NaN: how many levels from the first make replicates x levels largest."""
+    """Of [replicates, levels] with NaN: how many levels make degrees of freedom x levels largest.
+
+    Where no two replicates share a level, as many levels as one has.
+    """
     n = np.logical_and.accumulate(~np.isnan(values), axis=1).sum(0)
-    gain = (n * np.arange(1, len(n) + 1))[::-1]
+    gain = (np.maximum(n - 1, 1e-6 * n) * np.arange(1, len(n) + 1))[::-1]
     return len(n) - int(np.argmax(gain)) if gain.any() else 0
 
 
@@ -336,6 +386,11 @@ def verdict(c: Comparison, margin: float) -> str:
     return "no worse" if c.low > -margin else "undecided"
 
 
+def margin_needed(c: Comparison) -> float:
+    """The loss that the interval does not exclude: an undecided A is 'no worse' at margins above it."""
+    return c.low if np.isnan(c.low) else max(0.0, -c.low)
+
+
 def beside_the_paper(group: Group, a: Curve, b: Curve, found: str) -> str:
     """What the paper says of A against B, if anything, and whether the verdict found supports it."""
     for least, most, role_a, role_b, said in STATEMENTS:
@@ -343,7 +398,7 @@ def beside_the_paper(group: Group, a: Curve, b: Curve, found: str) -> str:
             if found == said or (said, found) == ("no worse", "better"):
                 return f"{said}: supported"
             against = "better" if said == "worse" else "worse"
-            return f"{said}: {'contradicted' if found == against else 'not supported'}"
+            return f"{said}: {'contradicted' if found == against else 'undecided'}"
     return ""
 
 
@@ -367,15 +422,26 @@ def pyplot():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # a $ in a path or a class name is a $
     return plt
 
 
 def save(figure, path: Path) -> list[Path]:
-    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
-    for p in paths:
-        figure.savefig(p, dpi=150, bbox_inches="tight")
+    paths = []
+    for kind in ("png", "pdf"):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=150, bbox_inches="tight")
+        paths.append(put(path.with_name(f"{path.name}.{kind}"), content.getvalue()))
     pyplot().close(figure)
     return paths
+
+
+def put(path: Path, content: bytes) -> Path:
+    """Write a file that is either the old one or complete. (common.atomic_write would bring in torch.)"""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+    return path
 
 
 def draw_figure(figure: str | None, name: str, found: list[Group], published: list[Curve], out: Path) -> list:
@@ -420,7 +486,7 @@ def draw_levels(ax, title: str, group: Group, published: list[Curve]) -> None:
         ax.axhline(dense, color="grey", linestyle=(0, (6, 2)), linewidth=1, label="dense", zorder=1)
     for c in group.curves:
         look = style(c, group)
-        ax.plot(100 * c.remaining, c.mean, linewidth=1.6, label=f"{c.name()} (n={c.n[0]})", **look)
+        ax.plot(100 * c.remaining, c.mean, linewidth=1.6, label=f"{c.name()} (n={count(c.n)})", **look)
         x, low, high = 100 * c.remaining, c.mean - c.std, c.mean + c.std
         ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
         for theirs in same_setting(c, published):
@@ -443,6 +509,11 @@ def thin(look: dict, name: str) -> dict:
 def label_thin(ax) -> None:
     if any(line.get_label().startswith("_published") for line in ax.get_lines()):
         ax.plot([], [], color="black", linewidth=0.7, label="thin: published")
+
+
+def count(n: np.ndarray) -> str:
+    """Replicates, and where it is not the same number throughout, from how many to how many."""
+    return f"{n[0]:.0f}" if n.min() == n.max() else f"{n.min():.0f} to {n.max():.0f}"
 
 
 def weights_axis(ax, remaining: np.ndarray) -> None:
@@ -471,8 +542,8 @@ def draw_sizes(ax, title: str, group: Group, published: list[Curve], level: int)
     for scheme in sorted({c.scheme for c in curves if c.size}, key=ORDER.index):
         mine = sorted((c for c in curves if c.scheme == scheme), key=lambda c: c.size)
         x, mean, std, n = np.array([(c.size, c.mean[level], c.std[level], c.n[level]) for c in mine]).T
-        count = f"{n.min():.0f}" if n.min() == n.max() else f"{n.min():.0f} to {n.max():.0f}"
-        ax.plot(x, mean, linewidth=1.6, label=f"{scheme}, {group.step} steps (n={count})", **STYLES[scheme])
+        look = STYLES[scheme] | dict(label=f"{scheme}, {group.step} steps (n={count(n)})")
+        ax.plot(x, mean, linewidth=1.6, **look)
         ax.fill_between(x, mean - std, mean + std, color=STYLES[scheme]["color"], alpha=0.15, lw=0)
         theirs = [(t.size, t.mean[level]) for c in mine for t in same_setting(c, published)]
         if theirs:
@@ -542,18 +613,18 @@ def verdict_table(name: str, group: Group, compared: list[tuple], margin: float,
             continue
         if b.role == "t*":  # is A matching?
             same = [(c, r) for c, top, r, _ in compared if top is b and c.scheme == a.scheme]
-            rivals = [(r.difference, c.size) for c, r in same]
-            if a.size and len(rivals) > 1 and max(rivals)[1] == a.size:
-                who += f" (best of {len(rivals)} on these results)"
+            sizes = {c.size for c, _ in same}
+            if a.size and len(sizes) > 1 and d.difference == max(r.difference for _, r in same):
+                who += f" (best of {len(sizes)} sizes on these results)"
             found += {"undecided": "", "worse": ": not matching"}.get(found, ": matching")
         worst = min(each, key=lambda e: e.difference, default=None)
         where = f"{worst.first}: {worst.difference:+.2f}" if worst else ""
         rows.append([who, b.name(), f"{d.difference:+.2f}", interval(d), d.replicates, span(d), found,
-                     f"{max(0, -d.low):.2f}", where, said])  # fmt: skip
+                     f"{margin_needed(d):.2f}".replace("nan", ""), where, said])  # fmt: skip
     head = f"{name}{group.title}: accuracy of A minus B in points, mean over levels; margin {margin:g}"
     if not group.reference():
         head += f". No run on all data for {2 * group.step:g} steps, so none can be called matching"
-    return table(head, rows)
+    return table(head, rows) if rows[1:] else ""
 
 
 def paper_table(ours: Curve, theirs: Curve, first: int, last: int | None) -> str:
@@ -604,19 +675,20 @@ def departures(settings: dict) -> str:
 
 SUMMARY = ("experiment", "source", "scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr",
            "variant", "level", "weights_remaining", "replicates", "mean", "std")  # fmt: skip
-VERDICTS = ("experiment", "label_noise", "a", "b", "first_level", "last_level", "replicates", "difference",
-            "low", "high", "verdict", "margin_needed")  # fmt: skip
+VERDICTS = ("experiment", "label_noise", "pretrain_lr", "a", "b", "first_level", "last_level", "replicates",
+            "difference", "low", "high", "verdict", "margin_needed")  # fmt: skip
 
 
-def write_csv(path: Path, head: tuple, rows: list[list]) -> None:
-    with open(path, "w", newline="") as f:
-        csv.writer(f, lineterminator="\n").writerows([head, *rows])
+def put_csv(path: Path, head: tuple, rows: list[list]) -> Path:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return put(path, text.getvalue().encode())
 
 
 def draw_experiments(args: argparse.Namespace) -> list[Path]:
     """The figures of the paper, the tables and the verdicts of every experiment."""
     first, last = args.levels or (1, None)
-    published = read_published(args.paper, last) if args.paper else {}
+    published = read_published(args.paper, last or 0) if args.paper else {}
     experiments = read_runs(args.runs) if args.runs else {p: ({"preset": p}, c) for p, c in published.items()}
     paths, numbers, verdicts, report, brief = [], [], [], [], []
     for name, (settings, curves) in experiments.items():
@@ -625,12 +697,16 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         shown = {}
         for figure in args.figure if args.preset in (None, preset) else ():
             found = select(figure, groups(curves), preset, args.size)
-            shown |= {(g.title, g.step, *g.sizes()): g for g in found}
+            for g in found:  # the same group with more sizes stands for both
+                key = (g.noise, g.rate, g.step)
+                shown[key] = max(shown.get(key, g), g, key=lambda g: len(g.sizes()))
             if found:
                 paths += draw_figure(figure, name, found, theirs, args.out)
             else:
                 print(f"note: {name} has no runs for figure {figure}")
         mine = list({c[:6]: c for g in shown.values() for c in g.curves}.values())
+        if mine and first >= max(len(c.mean) for c in mine) and args.levels:
+            raise InputError(f"--levels: {name} has no level {first}")
         beside = [(c, t) for c in mine for t in same_setting(c, theirs)]
         for source_of, c in [*((source, c) for c in mine), *(("paper", t) for _, t in beside)]:
             values = zip(c.remaining, c.n, c.mean / 100, c.std / 100)
@@ -640,8 +716,10 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             for a, b in pairs(g):
                 whole = compare(a, b, first, last)
                 compared.append((a, b, whole, [compare(a, b, n, n) for n in range(first, whole.last + 1)]))
-            verdicts += [[name, g.noise, a.name(), b.name(), *d, verdict(d, args.margin), max(0, -d.low)]
-                         for a, b, whole, each in compared for d in (whole, *each)]  # fmt: skip
+            for a, b, whole, each in compared:
+                pair = [name, g.noise, g.rate, a.name(), b.name()]
+                judged = [[*d, verdict(d, args.margin), margin_needed(d)] for d in (whole, *each)]
+                verdicts += [pair + row for row in judged]
             report += [f"\n# {name}{g.title}", accuracy_table(name, g, args.margin, every=1),
                        verdict_table(name, g, compared, args.margin, short=False)]  # fmt: skip
             brief += [accuracy_table(name, g, args.margin, every=3),
@@ -654,12 +732,11 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         brief += more
     if not numbers:
         raise InputError("no runs of this preset and figure" + (f" in {args.runs}" if args.runs else ""))
-    summary = args.out / "summary.md"
-    summary.write_text("\n".join(report).lstrip() + "\n")
-    write_csv(args.out / "summary.csv", SUMMARY, numbers)
-    write_csv(args.out / "verdicts.csv", VERDICTS, verdicts)
+    paths += [put_csv(args.out / "summary.csv", SUMMARY, numbers),
+              put_csv(args.out / "verdicts.csv", VERDICTS, verdicts),
+              put(args.out / "summary.md", ("\n".join(report).lstrip() + "\n").encode())]  # fmt: skip
     print(*brief, sep="\n")
-    return [*paths, args.out / "summary.csv", args.out / "verdicts.csv", summary]
+    return paths
 
 
 # ------------------------------------------------------------ figures of one run, and of scores
@@ -670,22 +747,28 @@ def draw_run(folder: Path, out: Path) -> list[Path]:
     import common
 
     _, remaining, accuracy = read_run(folder / "results.csv")
+    if not len(accuracy):
+        raise InputError(f"{folder} has not finished a level yet")
     shares, counts = [], {}
-    for path in sorted(folder.glob("level*.safetensors"))[: len(accuracy)]:
+    for level in range(len(accuracy)):
+        path = folder / f"level{level:02d}.safetensors"
         tensors, info = common.load_tensors(path)
+        if info["row"]["level"] != level:
+            raise InputError(f"{path}: holds level {info['row']['level']}")
         recipe = common.check_recipe(path, info.get("recipe"))
         channels = tensors["weight.conv.weight"].shape[1]
         order = common.ResNet(recipe["depth"], recipe["width"], channels, recipe["classes"]).state_dict()
         masks = {name: tensors[f"mask.{name}"] for name in order if f"mask.{name}" in tensors}
         counts = {name: (int(m.sum()), m.numel()) for name, m in masks.items()}
         shares.append([left / total for left, total in counts.values()])
+    short = "/".join(folder.parts[-2:])
     rows = [[name, left, total, f"{left / total:.2%}"] for name, (left, total) in counts.items()]
     rows.insert(0, ["layer", "left", "of", "share"])
     print(table(f"{folder}: weights left at level {len(shares) - 1}", rows))
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, max(4.5, 0.2 * len(counts) + 1.5)))
     left.plot(100 * remaining, accuracy, "o-", color=STYLES["t*"]["color"], markersize=4)
-    left.set(ylabel="test accuracy (%)", title=str(folder))
+    left.set(ylabel="test accuracy (%)", title=short)
     weights_axis(left, remaining)
     left.grid(alpha=0.25)
     share = np.ma.masked_equal(100 * np.array(shares).T, 0)  # [layers, levels]
@@ -693,7 +776,9 @@ def draw_run(folder: Path, out: Path) -> list[Path]:
     image = right.imshow(share, aspect="auto", norm="log", cmap=colors, interpolation="nearest")
     right.set_yticks(range(len(counts)), counts, fontsize=7)
     right.set(xlabel="level", title="weights left in each layer (%), black: none")
-    figure.colorbar(image, ax=right, format="%g")
+    right.set_xticks(range(0, len(shares), 2 if len(shares) > 8 else 1))
+    ticks = np.geomspace(share.min(), 100, 6) if share.min() < 100 else [100]
+    figure.colorbar(image, ax=right, ticks=ticks, format="%.3g").ax.minorticks_off()
     figure.tight_layout()
     return save(figure, out / "run")
 
@@ -708,9 +793,10 @@ def load_scores(args: argparse.Namespace) -> tuple:
     args.preset = args.preset or sidecar.get("preset")
     args.dataset = args.dataset or sidecar.get("dataset")
     args.label_noise = args.noise_seed = None
+    for name, choices in (("preset", [*common.PRESETS]), ("dataset", [*common.READERS])):
+        if getattr(args, name) not in (None, *choices):
+            raise InputError(f"no {name} {getattr(args, name)}: {', '.join(choices)}")
     known = common.resolve_preset(args)
-    if known["preset"] not in common.PRESETS or known["dataset"] not in common.READERS:
-        raise InputError(f"{args.scores}: its sidecar names an unknown preset or data set")
     data = common.load_data(known["dataset"], known["preset"], args.data_dir, torch.device("cpu"))
     scores, _ = common.load_array(args.scores, np.float32, (len(data.labels),), data.fingerprint)
     clean = data.labels.numpy()
@@ -754,21 +840,22 @@ def draw_scores(loaded: tuple, out: Path) -> list[Path]:
     """The distribution of scores, of clean and wrong labels apart, and the quartiles of each class."""
     data, scores, labels, wrong = loaded
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(13, max(4.5, 0.22 * len(data.classes) + 1.5)))
-    bins = np.linspace(0, max(scores.max(), 1e-6), 61)
+    bins = np.linspace(min(scores.min(), 0), max(scores.max(), 1e-6), 61)
     groups = [("labels as in the data set", ~wrong, STYLES["t*"]["color"])]
     if wrong.any():
         groups.append(("labels redrawn to another class", wrong, STYLES["easy"]["color"]))
     for what, which, color in groups:
         text = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
         left.hist(scores[which], bins, color=color, alpha=0.6, label=text)
-    left.set(xlabel="EL2N score", ylabel="training examples", yscale="log")
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    left.set(xlabel="score", ylabel="training examples", yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     by_class = [scores[labels == c] for c in range(len(data.classes))]
     right.boxplot(by_class, orientation="horizontal", flierprops=dict(markersize=2, alpha=0.4),
                   medianprops=dict(color="black"), whis=(5, 95))  # fmt: skip
     right.set_yticks(range(1, len(by_class) + 1), data.classes, fontsize=8)
     right.invert_yaxis()
-    right.set(xlabel="EL2N score: quartiles, 5% and 95%", title="by class, as labelled when scored")
+    right.set(xlabel="score: quartiles, 5% and 95%", title="by class, as labelled when scored")
     figure.tight_layout()
     rows = [["class", "examples", "5%", "median", "95%", "wrong labels"]]
     for name, values, c in zip(data.classes, by_class, range(len(by_class))):
@@ -804,8 +891,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
     args = parser.parse_args(argv)
     args.figure = list(dict.fromkeys(args.figure or [None]))
-    if not args.margin >= 0:
-        raise InputError(f"--margin must be at least 0, not {args.margin}")
+    if not 0 <= args.margin <= 100:
+        raise InputError(f"--margin must be from 0 to 100 points, not {args.margin}")
+    if args.size is not None and not {"2", "3"} & set(args.figure):
+        raise InputError("--size belongs to --figure 2 and 3")
+    if args.scores and not {"examples", "scores"} & set(args.figure):
+        raise InputError("--scores belongs to --figure examples and scores")
     if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
         raise InputError(f"--levels must be FIRST <= LAST, from 0, not {args.levels[0]} {args.levels[1]}")
     return args

@@ -120,6 +120,11 @@ finish() {
   trap - EXIT
   for pid in "${pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done # imp.py saves, then ends
   for pid in "${pids[@]}"; do while kill -0 -- "-$pid" 2>/dev/null; do sleep 0.1; done; done
+  [[ ! -s $runs/logs/failed ]] || { # status, command and log of the first failure
+    mapfile -t failed <"$runs/logs/failed"
+    printf 'run_all.sh: status %s from\n  %s\nThe end of %s:\n' "${failed[@]}"
+    tail -n 5 "${failed[2]}" | sed 's/^/  /'
+  } >&2
 }
 trap finish EXIT
 trap 'exit 130' INT
@@ -127,14 +132,15 @@ trap 'exit 143' TERM
 trap 'exit 1' USR1 # a worker failed
 
 work() { # WORKER LOG COMMAND...: run every workers-th command, one after another
-  local w=$1 log=$2 i
+  local w=$1 log=$2 i status
   shift 2
   trap "exit 143" TERM # bash waits for the running stage, which saves first
   ((${#gpus[@]})) && export CUDA_VISIBLE_DEVICES=${gpus[w % ${#gpus[@]}]}
   for ((i = w + 1; i <= $#; i += workers)); do
     echo "\$ ${!i}" >>"$log"
     eval "${!i}" && continue
-    echo "run_all.sh: status $? from the last command in $log" >&2
+    status=$?
+    (set -C; printf '%s\n' $status "${!i}" "$log" >"$runs/logs/failed") 2>/dev/null || true # not the second one
     kill -USR1 $$ # end the wait for the others
     exit 1
   done
@@ -146,6 +152,7 @@ wave() { # NAME COMMAND...: deal the commands of a wave to the workers; stop all
   (($#)) || return 0
   pids=()
   mkdir -p "$runs/logs"
+  rm -f "$runs/logs/failed"
   for ((w = 0; w < workers && w < $#; w++)); do
     log=$runs/logs/$name-$w.log
     work "$w" "$log" "$@" > >(trap '' INT TERM; exec tee -a "$log") 2>&1 &

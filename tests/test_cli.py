@@ -232,9 +232,22 @@ def test_damaged_arrays_and_sidecars(call, folder):
 def test_scores_and_subsets_of_other_data(call, folder):
     for name in ("scores", "subset"):
         sidecar = folder / f"{name}.json"
-        sidecar.write_text(
-            json.dumps(json.loads(sidecar.read_text()) | {"fingerprint": "0" * 64, "dataset": "else"})
-        )
+        said = json.loads(sidecar.read_text()) | {"fingerprint": "0" * 64, "dataset": "else"}
+        sidecar.write_text(json.dumps(said))
+        command = [
+            "--select",
+            "easy",
+            "--size",
+            5,
+            "--scores",
+            folder / "scores.npy",
+            "--out",
+            folder / "y.npy",
+        ]
+        if name == "scores":
+            assert "does not match the json_sha256" in refused(call, folder, "subset", *command)
+        del said["json_sha256"]  # as someone who means it would
+        sidecar.write_text(json.dumps(said))
     easy = ["--select", "easy", "--size", 5, "--scores", folder / "scores.npy", "--out", folder / "new.npy"]
     assert "made for other data (else)" in refused(call, folder, "subset", *easy)
     start = [*TINY, "--subset", folder / "subset.npy", "--out", folder / "x.safetensors"]

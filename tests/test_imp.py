@@ -293,7 +293,7 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, call, tmp_path):
 # ---------------------------------------------------------------- killed and continued
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_killed_run_continues_bit_for_bit(ok, tmp_path, how):
     """The real process in the background of a shell, stopped once its first state is on disk."""
     flags = ["--total-steps", 120]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -30,10 +31,14 @@ def fake_run(root, scheme, size, step, seed, accuracy, noise=0.0, rate=0.4, **se
     info = {"recipe": recipe, "prune_fraction": 0.2, "order_seed": None}
     for key, value in settings.items():
         (info if key in info else recipe)[key] = value
-    safetensors.numpy.save_file({}, folder / "level00.safetensors", {"json": json.dumps(info)})
+    for n, a in enumerate(accuracy[:2]):  # the others were not copied along
+        row = {"level": n, "weights_remaining": 0.8**n, "test_accuracy": a}
+        text = json.dumps(info | {"row": row})
+        safetensors.numpy.save_file({}, folder / f"level{n:02d}.safetensors", {"json": text})
     with open(folder / "results.csv", "w") as f:
         f.write("level,weights_remaining,test_accuracy\n")
         f.writelines(f"{n},{0.8**n},{a}\n" for n, a in enumerate(accuracy))
+    return folder
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def read_csv(path):
 
 @pytest.fixture(scope="module")
 def paper():
-    return plot.read_published(PAPER, None)
+    return plot.read_published(PAPER, 0)
 
 
 def find(curves, scheme, size=None, step=200, noise=0.0):
@@ -178,13 +183,18 @@ def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
 
 @pytest.mark.parametrize("preset", ["cifar10", "cifar100", "cinic10"])
 def test_every_figure_of_the_paper_from_its_own_curves(preset, tmp_path, capsys):
-    figures = [*"234567"] if preset == "cifar10" else [*"2456"]
-    plot.main(["--paper", str(PAPER), "--preset", preset, "--figure", *figures, "--out", str(tmp_path)])
+    figures = {"cifar10": [*"23457"], "cifar100": [*"245"], "cinic10": [*"246"]}[preset]
+    plot.main(["--paper", str(PAPER), "--preset", preset, "--figure", *"234567", "--out", str(tmp_path)])
     assert {p.name for p in tmp_path.iterdir()} == {
         *(f"{preset}-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")),
         "summary.csv", "summary.md", "verdicts.csv",
     }  # fmt: skip
     assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"paper"}
+    pairs = [(r["label_noise"], r["a"], r["b"], r["first_level"], r["last_level"])
+             for r in read_csv(tmp_path / "verdicts.csv")]  # fmt: skip
+    assert len(pairs) > 50
+    if preset != "cinic10":  # where all data for 400 steps are t* of one family and t*/2 of the other
+        assert len(set(pairs)) == len(pairs)
 
 
 def test_every_figure_from_runs(tmp_path, capsys):
@@ -198,9 +208,9 @@ def test_every_figure_from_runs(tmp_path, capsys):
         fake_run(tmp_path / "runs", "all", None, 0, seed, draw.uniform(0.7, 0.9, 13))
     out = tmp_path / "figures"
     plot.main([str(tmp_path / "runs"), "--figure", *"234567", "--paper", str(PAPER), "--out", str(out)])
-    assert len([*out.glob("cifar10-figure[234567].png")]) == 6
+    assert sorted(p.stem[-1] for p in out.glob("cifar10-figure?.png")) == [*"23457"]
     text = capsys.readouterr().out
-    assert "subset size 64, " in text.replace("size 3200", "size 64")  # figure 3: no 2048 here, so the best
+    assert "chosen on these results" in text  # figure 3: no 2048 here, so the best
     assert "easy 3200, 200 steps: ours (n=2) beside the paper's (n=4)" in text
     assert "note: cifar10 departs from the paper's setting: " in text  # fake_run states few settings
     assert {row["source"] for row in read_csv(out / "summary.csv")} == {"runs", "paper"}
@@ -263,8 +273,11 @@ def test_runs_of_other_hyperparameters_or_orders_are_not_mixed(tmp_path, capsys)
     fake_run(tmp_path / "b", "all", None, 4, 0, [0.8], order_seed=3)
     fake_run(tmp_path / "c", "all", None, 4, 1, [0.7], prune_fraction=0.5)
     experiments = plot.read_runs(tmp_path)
+    assert list(experiments) == ["cifar10", "cifar10+"]
     assert [len(curves[0].accuracy) for _, curves in experiments.values()] == [1, 1]
-    assert "batch order of its own" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "batch order of its own" in out
+    assert "note: cifar10+: prune_fraction 0.5 instead of 0.2" in out
 
 
 def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path, capsys):
@@ -274,14 +287,17 @@ def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path, capsys):
     fake_run(tmp_path / "runs", "all", None, 0, 0, [0.9, 0.8])
     ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
     found = plot.groups(curves)
-    assert [g.title for g in found] == [", pre-training rate 0.1", ", pre-training rate 0.4"]
+    assert [(g.title, g.rate) for g in found] == [
+        (", pre-training rate 0.1", 0.1),
+        (", pre-training rate 0.4", 0.4),
+    ]
     assert [[c.role for c in g.curves] for g in found] == [["t*", "t*/2", "other", "init"]] * 2
     plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "figures")])
     assert (tmp_path / "figures" / "cifar10.png").exists()
     fake_run(tmp_path / "runs", "easy", 32, 100, 0, [0.9, 0.8], rate=0.4)  # figure 2 besides the search
     ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
     shown = {g.title: [c.step for c in g.curves] for g in plot.groups(curves)}
-    assert shown[", 100 steps"] == [200, 100, 0, 100]
+    assert shown[", 100 steps, pre-training rate 0.4"] == [200, 100, 0, 100]
     assert shown[", pre-training rate 0.4"] == [400, 200, 100, 0]
 
 
@@ -298,7 +314,23 @@ def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, c
         ("easy 32, 2 steps (3)", 1),
     ]
     np.testing.assert_allclose(curves[0].mean, [80, 70])
-    assert "repeats seed 0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "repeats seed 0" in out
+    assert "easy 32, 2 steps (2): class_balanced True instead of None" in out
+    assert "easy 32, 2 steps (3): " in out
+    assert "subset_sha256 other scores instead of easy" in out
+
+
+def test_two_pretraining_rates_are_two_groups_everywhere(tmp_path, capsys):
+    for rate in (0.1, 0.3):
+        fake_run(tmp_path / "runs", "all", None, 4, 0, [0.9, 0.8], rate=rate)
+        fake_run(tmp_path / "runs", "easy", 32, 2, 0, [0.9, rate], rate=rate)
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "figures")])
+    out = capsys.readouterr().out
+    for rate in ("0.1", "0.3"):
+        assert f"cifar10, 2 steps, pre-training rate {rate}: test accuracy" in out
+        assert rate in {row["pretrain_lr"] for row in read_csv(tmp_path / "figures" / "verdicts.csv")}
+        assert rate in {row["pretrain_lr"] for row in read_csv(tmp_path / "figures" / "summary.csv")}
 
 
 # ------------------------------------------------------------ verdicts
@@ -348,9 +380,14 @@ def test_unfinished_replicates_cost_as_little_as_possible():
     assert (found.last, found.replicates, found.difference) == (8, "2 paired", 1.0)
     found = plot.compare(curve(full), curve([[79.0] * 7] * 3))
     assert (found.last, found.replicates) == (6, "3 paired")
+    found = plot.compare(curve(full), curve([[79.0] * 9, [79.0] * 3]))  # two of 2 levels: one has no interval
+    assert (found.last, found.replicates) == (2, "2 paired")
+    found = plot.compare(curve(full), curve([[79.0] * 9, [79.0]]))
+    assert (found.last, found.replicates, plot.verdict(found, 0.5)) == (8, "1 paired", "undecided")
     nothing = plot.compare(curve(full), curve([[80.0], [80.0]]))
     assert np.isnan(nothing.difference)
     assert plot.verdict(nothing, 100) == "undecided"
+    assert np.isnan(plot.margin_needed(nothing))
     alone = plot.compare(curve(full[:1]), curve(full[:1]))
     assert (alone.difference, plot.verdict(alone, 100)) == (0, "undecided")
 
@@ -400,16 +437,16 @@ def test_a_published_interval_by_hand(paper):
     raw = json.loads(PAPER.read_text())["curves"]
     chosen = [next(c for c in raw if (c["dataset"], c["scheme"], c["subset_size"], c["rewind_step"]) == key)
               for key in (("cinic10", "hard", 12800, 400), ("cinic10", "all", None, 800))]  # fmt: skip
-    n = np.array([3, 4])
-    std = [100 * np.mean(c["std"][1:13]) * np.sqrt(k / (k - 1)) for c, k in zip(chosen, n)]
+    std = [100 * np.mean(c["std"][1:13]) * np.sqrt(n / (n - 1)) for c, n in zip(chosen, (3, 4))]
     difference = 100 * (np.mean(chosen[0]["mean"][1:13]) - np.mean(chosen[1]["mean"][1:13]))
     theirs = scipy.stats.ttest_ind_from_stats(difference, std[0], 3, 0.0, std[1], 4, equal_var=False)
     cinic = paper["cinic10"]
     ours = plot.compare(find(cinic, "hard", 12800, 400), find(cinic, "all", step=800))
-    t = plot.student(round(((std[0] ** 2 / 3 + std[1] ** 2 / 4) ** 2) / (
-        (std[0] ** 2 / 3) ** 2 / 2 + (std[1] ** 2 / 4) ** 2 / 3), 2))  # fmt: skip
-    assert ours.difference == pytest.approx(difference)
-    assert (ours.high - ours.difference) / t == pytest.approx(difference / theirs.statistic)
+    variances = std[0] ** 2 / 3, std[1] ** 2 / 4
+    df = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 3)
+    half = scipy.stats.t.ppf(0.975, df) * difference / theirs.statistic
+    assert theirs.pvalue == pytest.approx(2 * scipy.stats.t.cdf(theirs.statistic, df))  # scipy's Welch too
+    np.testing.assert_allclose((ours.difference, ours.high - ours.low), (difference, 2 * half), rtol=1e-4)
 
 
 def test_statements_of_the_paper_are_judged(paper, tmp_path, capsys):
@@ -424,25 +461,25 @@ def test_statements_of_the_paper_are_judged(paper, tmp_path, capsys):
     top, half = "all data, 400 steps", "all data, 200 steps"
     assert said[half, top] == ("worse: not matching", "worse: supported")
     assert said["random 3200, 200 steps", half] == ("no worse", "no worse: supported")
-    assert said["easy 3200, 200 steps", top] == ("undecided", "no worse: not supported")
+    assert said["easy 3200, 200 steps", top] == ("undecided", "no worse: undecided")
     assert said["hard 3200, 200 steps", "random 3200, 200 steps"] == ("worse", "worse: supported")
     text = (tmp_path / "summary.md").read_text()
     noisy = text[text.index("# cifar10, 200 steps, 50%") :]
     assert "better: supported" in noisy  # easy against all data at 50% random labels
-    group = plot.Group(0.0, 2, "", [])
+    group = plot.Group(0.0, 0.4, 2, "", [])
     easy, full = curve([[1]], role="easy"), curve([[1]], role="t*")
     assert plot.beside_the_paper(group, easy, full, "worse") == "no worse: contradicted"
     assert plot.beside_the_paper(group, easy, full, "better") == "no worse: supported"
     assert plot.beside_the_paper(group, full, easy, "worse") == ""
     noise = group._replace(noise=0.1)
-    assert plot.beside_the_paper(noise, easy, full, "no worse") == "better: not supported"
+    assert plot.beside_the_paper(noise, easy, full, "no worse") == "better: undecided"
 
 
 def test_the_best_size_is_labelled_as_chosen(paper):
     (group, *_) = plot.groups(paper["cifar10"])
     compared = [(a, b, plot.compare(a, b), []) for a, b in plot.pairs(group)]
     text = plot.verdict_table("cifar10", group, compared, 0.5, short=True)
-    chosen = [line for line in text.splitlines() if "best of 8 on these results" in line]
+    chosen = [line for line in text.splitlines() if "best of 8 sizes on these results" in line]
     assert [line.split(" (")[0].lstrip("| ") for line in chosen] == [
         "random 3200, 200 steps", "easy 12800, 200 steps", "hard 25600, 200 steps"]  # fmt: skip
     (easy,) = (line for line in text.splitlines() if line.startswith("| easy 3200"))
@@ -487,6 +524,15 @@ def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, monkeypatch, c
         tensors = safetensors.numpy.load_file(folder / f"level{level:02d}.safetensors")
         shares = [100 * tensors[f"mask.{name}"].mean() for name in names]
         np.testing.assert_allclose(drawn[:, level], shares)
+    (folder / "level01.safetensors").replace(tmp_path / "aside")
+    with pytest.raises(plot.InputError, match="level01"):
+        plot.main([str(folder), "--figure", "run", "--out", str(tmp_path / "figures")])
+    shutil.copy(folder / "level02.safetensors", folder / "level01.safetensors")
+    with pytest.raises(plot.InputError, match="holds level 2"):
+        plot.main([str(folder), "--figure", "run", "--out", str(tmp_path / "figures")])
+    (folder / "results.csv").write_text("level,weights_remaining,test_accuracy\n")
+    with pytest.raises(plot.InputError, match="not finished a level"):
+        plot.main([str(folder), "--figure", "run", "--out", str(tmp_path / "figures")])
     mask = tensors["mask.linear.weight"]
     assert f"| {mask.sum()} | {mask.size} |" in " ".join(out.split())
     plt.close("all")
@@ -559,33 +605,94 @@ def test_bad_results_are_one_line(tmp_path):
     with pytest.raises(plot.InputError, match="no level file beside it"):
         plot.read_runs(tmp_path)
     (tmp_path / "results.csv").unlink()
-    fake_run(tmp_path / "x", "all", None, 4, 0, [0.9])
+    fake_run(tmp_path / "x", "all", None, 4, 0, [0.9, 0.8, 0.7])
     path = next((tmp_path / "x").rglob("results.csv"))
-    for row in ("0,1,many", "0,1", "1,1,0.5", "0,1,1.5", "0,1,nan", "0,0,0.5", "0,2,0.5"):
-        path.write_text(f"level,weights_remaining,test_accuracy\n{row}\n")
+    whole = path.read_text()
+    for rows in (
+        "0,1,many",
+        "0,1",
+        "1,1,0.5",
+        "0,1,1.5",
+        "0,1,nan",
+        "0,0,0.5",
+        "0,2,0.5",
+        f"0,1,{'9' * 200000}",
+    ):
+        path.write_text(f"level,weights_remaining,test_accuracy\n{rows}\n")
         with pytest.raises(plot.InputError, match="not readable"):
             plot.read_runs(tmp_path)
+    path.write_text(whole.replace(",0.8\n", ",0.9\n"))  # a number that is not the level file's
+    with pytest.raises(plot.InputError, match="level 1 is not that of the level file"):
+        plot.read_runs(tmp_path)
+    path.write_text("level,weights_remaining,test_accuracy\n")
+    with pytest.raises(plot.InputError, match="no results"):
+        plot.read_runs(tmp_path)
 
 
-def test_odd_recipes_are_one_line_and_names_make_no_paths(tmp_path):
-    fake_run(tmp_path / "a", "weird", 32, 2, 0, [0.9])
-    with pytest.raises(plot.InputError, match="unknown scheme"):
-        plot.read_runs(tmp_path / "a")
-    fake_run(tmp_path / "b", "easy", 32, 2, 0, [0.9], noise_seed=[1])
-    with pytest.raises(plot.InputError, match="not readable"):
-        plot.read_runs(tmp_path / "b")
-    fake_run(tmp_path / "c", "easy", 32, 2, 0, [0.9], preset="../../evil")
-    assert list(plot.read_runs(tmp_path / "c")) == ["______evil-cifar10"]
+def rewrite(folder, changes):
+    """Change the recipe in a run's level files."""
+    for path in folder.glob("level*"):
+        info = plot.metadata(path)
+        info["recipe"] |= changes
+        safetensors.numpy.save_file({}, path, {"json": json.dumps(info)})
+
+
+@pytest.mark.parametrize("settings", [
+    dict(scheme="weird"), dict(scheme="init"), dict(scheme="all"), dict(size=None), dict(size="256"),
+    dict(size=-1), dict(size=2.5), dict(step="10"), dict(step=-5), dict(step=10**400), dict(step=True),
+    dict(noise="a"), dict(noise=5.0), dict(noise=float("nan")), dict(noise=10**400), dict(rate="a"),
+    dict(seed=[1]), dict(seed=None), dict(noise_seed=[1]), dict(preset=None), dict(dataset=["a"]),
+    dict(subset_sha256={}),
+])  # fmt: skip
+def test_odd_recipes_are_one_line(tmp_path, settings):
+    names = dict(size="subset_size", step="rewind_step", noise="label_noise", rate="pretrain_lr")
+    odd = {names.get(key, key): value for key, value in settings.items()}
+    rewrite(fake_run(tmp_path, "easy", 32, 2, 0, [0.9, 0.8]), odd)
+    with pytest.raises(plot.InputError, match="not readable") as error:
+        plot.read_runs(tmp_path)
+    assert len(str(error.value)) < 600
+
+
+def test_names_make_no_paths(tmp_path):
+    fake_run(tmp_path, "easy", 32, 2, 0, [0.9], preset="../../evil")
+    assert list(plot.read_runs(tmp_path)) == ["______evil-cifar10"]
 
 
 def test_bad_published_curves_are_one_line(tmp_path):
-    entry = json.loads(PAPER.read_text())["curves"][1]
-    for text in ("", "[]", "{}", '{"curves": [{}]}', '{"curves": 3}',
-                 json.dumps({"curves": [entry | {"dataset": "mnist"}]}),
-                 json.dumps({"curves": [entry | {"mean": "many"}]})):  # fmt: skip
+    entry = json.loads(PAPER.read_text())["curves"][5]
+    changes = [dict(dataset="mnist"), dict(dataset=[]), dict(mean="many"), dict(mean=[91.0] * 17),
+               dict(mean=[0.9]), dict(std=[-1.0] * 17), dict(std=[0.1]), dict(weights_remaining=[1.0]),
+               dict(weights_remaining=[0] * 17),
+               dict(mean=[[0.9]] * 17), dict(replicates=1), dict(replicates="4"), dict(replicates=2.5),
+               dict(rewind_step=None), dict(rewind_step="200"), dict(subset_size="x"), dict(subset_size=-5),
+               dict(label_noise="a"), dict(label_noise=None), dict(scheme="foo"), dict(scheme=None),
+               dict(mean=[float("nan")] * 17)]  # fmt: skip
+    texts = ["", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}']
+    for text in texts + [json.dumps({"curves": [entry | change]}) for change in changes]:
         (tmp_path / "paper.json").write_text(text)
         with pytest.raises(plot.InputError, match="not readable as published curves"):
-            plot.read_published(tmp_path / "paper.json", None)
+            plot.read_published(tmp_path / "paper.json", 0)
+
+
+def test_names_with_dollars_and_scores_below_zero(tmp_path, monkeypatch):
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("$x_{$", "plain"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for n in range(3):
+                image = Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8))
+                image.save(tmp_path / "data" / part / name / f"{n}.png")
+    np.save(tmp_path / "mine.npy", np.float32([-3, -2, -1, -1, -2, -0.5]))
+    kept = []
+    save = plot.save
+    monkeypatch.setattr(plot, "save", lambda figure, path: kept.append(figure) or save(figure, path))
+    argv = ["--preset=cifar10", "--dataset=folder", f"--data-dir={tmp_path / 'data'}", f"--out={tmp_path}"]
+    plot.main(["--figure", "scores", "examples", "--scores", str(tmp_path / "mine.npy"), *argv])
+    assert sum(patch.get_height() for patch in kept[1].axes[0].patches) == 6
+    fake_run(tmp_path / "lr$_{a$", "easy", 32, 2, 0, [0.9, 0.8])
+    plot.main([str(tmp_path / "lr$_{a$"), "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(("argv", "says"), [
@@ -594,9 +701,14 @@ def test_bad_published_curves_are_one_line(tmp_path):
     (["--figure", "examples"], "needs --scores"),
     (["--figure", "run", "2"], "do not go with"),
     (["--figure", "9"], "invalid choice"),
-    (["--margin", "-1"], "--margin must be at least 0"),
-    (["--margin", "nan"], "--margin must be at least 0"),
+    (["--margin", "-1"], "--margin must be from 0"),
+    (["--margin", "nan"], "--margin must be from 0"),
     (["--levels", "5", "2"], "--levels must be FIRST <= LAST"),
+    (["--paper", str(PAPER), "--levels", "30", "40"], "has no level 30"),
+    (["--paper", str(PAPER), "--figure", "2", "--size", "77"], "--size 77: the subsets have 256, 512"),
+    (["--paper", str(PAPER), "--size", "256"], "--size belongs to"),
+    (["--scores", "x.npy"], "--scores belongs to"),
+    (["--preset", "x", "--figure", "scores", "--scores", "nowhere.npy"], "no preset x: digits, cifar10"),
     (["--paper", "nowhere.json"], "nowhere.json"),
     (["--paper", str(PAPER), "--preset", "digits"], "no runs of this preset"),
     (["--paper", str(PAPER), "--preset", "cifar100", "--figure", "3"], "no runs of this preset and figure"),

@@ -122,7 +122,8 @@ def test_the_demonstration_at_a_tiny_scale(tmp_path):
     failed = run_all(cwd=where, RUNS="my runs/digits", **TINY | {"SCORE_FLAGS": "--networks 3 --steps 5"})
     assert failed.returncode == 1
     assert "networks 2 there, 3 now" in failed.stdout + failed.stderr
-    assert "status 2 from the last command in" in failed.stdout + failed.stderr
+    assert "run_all.sh: status 2 from\n" in failed.stderr
+    assert "The end of my runs/digits/logs/score-0.log" in failed.stderr
     assert "pretrain" not in failed.stdout
 
 
