@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -900,6 +901,7 @@ def made_by(device: torch.device) -> dict:
         "device": str(device),
         "processor": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "host": socket.gethostname(), "python": platform.python_version(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }  # fmt: skip
 
 

@@ -591,12 +591,15 @@ def accuracy_table(name: str, group: Group, margin: float, every: int) -> str:
     return table(f"{name}{group.title}: test accuracy in %, mean ± standard deviation, by weights left", rows)
 
 
-def pairs(group: Group) -> list[tuple[Curve, Curve]]:
-    """(A, B) of every two curves of a panel, the baselines' once, by B: first those against all@t*."""
+def compare_pairs(group: Group, first: int, last: int | None) -> list[tuple]:
+    """(A, B, over all levels, [level by level]) of any two curves of a panel; against all@t* first."""
     panels = [group.only(size).curves for size in group.sizes() or [None]]
     found = {(a.name(), b.name()): (a, b) for panel in panels for b, a in itertools.combinations(panel, 2)}
-    roles = [*STYLES, "other"]
-    return sorted(found.values(), key=lambda pair: (roles.index(pair[1].role), pair[1].size or 0))
+    roles, compared = [*STYLES, "other"], []
+    for a, b in sorted(found.values(), key=lambda pair: (roles.index(pair[1].role), pair[1].size or 0)):
+        whole = compare(a, b, first, last)
+        compared.append((a, b, whole, [compare(a, b, n, n) for n in range(first, whole.last + 1)]))
+    return compared
 
 
 def verdict_table(name: str, group: Group, compared: list[tuple], margin: float, short: bool) -> str:
@@ -712,10 +715,7 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             values = zip(c.remaining, c.n, c.mean / 100, c.std / 100)
             numbers += [[name, source_of, *c[:6], level, *row] for level, row in enumerate(values)]
         for g in shown.values():
-            compared = []
-            for a, b in pairs(g):
-                whole = compare(a, b, first, last)
-                compared.append((a, b, whole, [compare(a, b, n, n) for n in range(first, whole.last + 1)]))
+            compared = compare_pairs(g, first, last)
             for a, b, whole, each in compared:
                 pair = [name, g.noise, g.rate, a.name(), b.name()]
                 judged = [[*d, verdict(d, args.margin), margin_needed(d)] for d in (whole, *each)]

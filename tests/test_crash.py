@@ -72,7 +72,9 @@ def serve() -> None:
             children.append(child)
         if "signal" in request:
             time.sleep(request["after"])
-            os.kill(children[0], request["signal"])
+            for _ in range(request.get("times", 1)):
+                os.kill(children[0], request["signal"])
+                time.sleep(0.02)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(statuses), flush=True)
 
@@ -156,6 +158,18 @@ def test_imp_killed_at_random_moments_ends_as_if_undisturbed(run, tmp_path, how,
     assert run(killed) == [0]
     same_levels(tmp_path / "whole", tmp_path / "killed", 2)
     assert not (tmp_path / "killed" / "state.safetensors").exists()
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(run, tmp_path):
+    assert run(imp_command(run, tmp_path / "whole", 150, 2, 60)) == [0]
+    command = imp_command(run, tmp_path / "killed", 150, 2, 60)
+    draw, ended = random.Random(2), []
+    while len(ended) < 3:
+        (status,) = run(command, signal=signal.SIGINT, times=2, after=draw.uniform(0.1, 0.4))
+        assert status in (130, -signal.SIGINT), run.said
+        ended.append(status)
+    assert run(command) == [0]
+    same_levels(tmp_path / "whole", tmp_path / "killed", 2)
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])

@@ -477,7 +477,7 @@ def test_statements_of_the_paper_are_judged(paper, tmp_path, capsys):
 
 def test_the_best_size_is_labelled_as_chosen(paper):
     (group, *_) = plot.groups(paper["cifar10"])
-    compared = [(a, b, plot.compare(a, b), []) for a, b in plot.pairs(group)]
+    compared = plot.compare_pairs(group, 1, None)
     text = plot.verdict_table("cifar10", group, compared, 0.5, short=True)
     chosen = [line for line in text.splitlines() if "best of 8 sizes on these results" in line]
     assert [line.split(" (")[0].lstrip("| ") for line in chosen] == [

@@ -1,0 +1,168 @@
+"""Time a training step: a plain PyTorch loop against this toolkit's, in one run and in turns.
+
+The plain loop is what most people write: torchvision transforms in a DataLoader with min(8, cores) persistent
+workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a mask on every weight.
+Images are random; they cost what real ones of 32x32 pixels cost. Not part of the tests.
+
+writes  --out (a CSV of the table printed)
+python tests/benchmark.py --quick
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+
+EXAMPLES = 10000
+WORKERS = min(8, os.cpu_count())
+
+
+def plain_loop(images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device) -> Iterator[None]:
+    """Yields after every step."""
+    from PIL import Image
+    from torchvision import transforms as T
+
+    mean, std = (tuple(v / 255) for v in common.channel_statistics(images))
+    augment = [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(mean, std)]
+
+    class Images(torch.utils.data.Dataset):
+        transform = T.Compose(augment)
+
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, i: int) -> tuple:
+            return self.transform(Image.fromarray(images[i])), int(labels[i])
+
+    net = common.ResNet(recipe["depth"], recipe["width"], 3, recipe["classes"])
+    for module in [*net.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, common.BatchNorm):
+                setattr(module, name, nn.BatchNorm2d(len(child.weight)))
+    net.to(device)
+    masks = {p: torch.ones_like(p) for p in net.parameters() if p.dim() > 1}
+    optimizer = torch.optim.SGD(net.parameters(), recipe["lr"], recipe["momentum"],
+                                weight_decay=recipe["weight_decay"])  # fmt: skip
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, recipe["milestones"], recipe["lr_decay"])
+    loader = torch.utils.data.DataLoader(Images(), recipe["batch_size"], shuffle=True, drop_last=True,
+                                         num_workers=WORKERS, persistent_workers=True,
+                                         pin_memory=device.type == "cuda")  # fmt: skip
+    while True:
+        for batch, targets in loader:
+            optimizer.zero_grad()
+            logits = net(batch.to(device, non_blocking=True))
+            F.cross_entropy(logits, targets.to(device, non_blocking=True)).backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                for p, mask in masks.items():
+                    p.mul_(mask)
+            yield
+
+
+def our_loop(
+    images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device, networks: int
+) -> Iterator[int]:
+    """Yields after every step of all networks."""
+    arrays = (images, labels, *common.channel_statistics(images))
+    x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
+    data = common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
+    members = [common.Member(str(seed), recipe, data, seed) for seed in range(networks)]
+    return common.train(members, data, recipe, 10**9, peak=recipe["lr"])
+
+
+def seconds(loop: Iterator, steps: int, device: torch.device) -> list[float]:
+    """Of each of the next steps; on a GPU, where steps overlap, their mean."""
+    time.sleep(0.5)  # the plain loop's workers fill their queue; its batches must not come for free:
+    for _ in range(2 * WORKERS):
+        next(loop)
+    found, began = [], time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+        if device.type == "cpu":
+            found.append(time.perf_counter() - began)
+            began = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        found = [(time.perf_counter() - began) / steps]
+    return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of both loops together so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our loop")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
+    parser.add_argument("--steps", type=int, help="steps a turn (4; on a GPU 200)")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.csv"), help="CSV (benchmark.csv)")
+    args = parser.parse_args()
+    device = common.resolve_device(args.device)
+    cuda = device.type == "cuda"
+    steps = args.steps or (200 if cuda else 4)
+    precision = common.resolve_precision(args.precision, device)
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(torch.cuda.get_device_name(device) if cuda else cores, torch.backends.cpu.get_cpu_capability(),
+          f"torch {torch.__version__}", f"Python {platform.python_version()}",
+          f"{args.rounds} rounds of {steps} steps", f"ours in {precision}", sep=", ")  # fmt: skip
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
+    labels = draw.integers(0, 10, EXAMPLES)
+    rows = []
+    sizes = [(20, 128)] if args.quick else [*itertools.product((20, 32, 56), (128, 256))]
+    for (depth, batch), networks in itertools.product(sizes, (1, 2, 4, 8, 16) if cuda else (1,)):
+        preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
+        recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision, "lr": 0.1}
+        loops = (plain_loop(images, labels, recipe, device),
+                 our_loop(images, labels, recipe, device, networks))  # fmt: skip
+        times = [[], []]
+        for turn in range(args.rounds + 1):
+            for loop, found in zip(loops, times):
+                new = seconds(loop, steps, device)
+                found += new if turn else []  # the first turn warms up: workers, kernels, memory
+        loops[0].close()
+        plain, ours = (statistics.median(t) for t in times)
+        level = recipe["total_steps"] * ours / networks / 3600
+        rows.append({
+            "network": f"ResNet-{depth}", "batch": batch, "at once": networks,
+            "plain best s": f"{min(times[0]):.4f}", "median": f"{plain:.4f}",
+            "ours best s": f"{min(times[1]):.4f}", "ours median": f"{ours:.4f}",
+            "images/s": f"{batch * networks / ours:.0f}", "times faster": f"{networks * plain / ours:.2f}",
+            "level h": f"{level:.2f}", "IMP run h": f"{(1 + recipe['levels']) * level:.1f}",
+            "peak GiB": f"{peak_memory(device) / 2**30:.2f}",
+        })  # fmt: skip
+        if len(rows) == 1:
+            print("   ".join(rows[0]))
+        print("   ".join(f"{value:>{len(key)}}" for key, value in rows[-1].items()), flush=True)
+    with open(args.out, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
