@@ -135,7 +135,7 @@ def main() -> None:
     sizes = [(20, 128)] if args.quick else [*itertools.product((20, 32, 56), (128, 256))]
     for (depth, batch), networks in itertools.product(sizes, (1, 2, 4, 8, 16) if cuda else (1,)):
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
-        recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision, "lr": 0.1}
+        recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision}
         loops = (plain_loop(images, labels, recipe, device),
                  our_loop(images, labels, recipe, device, networks))  # fmt: skip
         times = [[], []]
