@@ -343,15 +343,8 @@ def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comp
         mean, std, n = over_levels(gap[:, :levels])
         half = student(n - 1) * std / np.sqrt(n) if n > 1 else np.nan
         return Comparison(first, first + levels - 1, f"{n} paired", mean, mean - half, mean + half)
-    each = [c.mean[None, part] if c.accuracy is None else c.accuracy[:, part] for c in (a, b)]
-    levels = min(map(finished, each))
-    (mean_a, std_a, n_a), (mean_b, std_b, n_b) = (over_levels(values[:, :levels]) for values in each)
-    # Of published curves each level's deviation is known, not how levels go together. If they move as one,
-    # their mean deviates by the mean deviation: never less than if they were independent.
-    if a.accuracy is None and levels:
-        std_a, n_a = a.std[part][:levels].mean(), int(a.n[0])
-    if b.accuracy is None and levels:
-        std_b, n_b = b.std[part][:levels].mean(), int(b.n[0])
+    levels = min(finished((c.mean[None] if c.accuracy is None else c.accuracy)[:, part]) for c in (a, b))
+    (mean_a, std_a, n_a), (mean_b, std_b, n_b) = (level_mean(c, first, first + levels) for c in (a, b))
     mean, half = mean_a - mean_b, np.nan
     if min(n_a, n_b) > 1:
         v_a, v_b = std_a**2 / n_a, std_b**2 / n_b
@@ -368,6 +361,17 @@ def finished(values: np.ndarray) -> int:
     n = np.logical_and.accumulate(~np.isnan(values), axis=1).sum(0)
     gain = (np.maximum(n - 1, 1e-6 * n) * np.arange(1, len(n) + 1))[::-1]
     return len(n) - int(np.argmax(gain)) if gain.any() else 0
+
+
+def level_mean(c: Curve, first: int, stop: int) -> tuple[float, float, int]:
+    """(mean, sample deviation, count) over replicates of a curve's mean over levels first to stop - 1."""
+    if c.accuracy is not None:
+        return over_levels(c.accuracy[:, first:stop])
+    if stop <= first:
+        return np.nan, np.nan, 0
+    # Of published curves each level's deviation is known, not how levels go together. If they move as one,
+    # their mean deviates by the mean deviation: never less than if they were independent.
+    return c.mean[first:stop].mean(), c.std[first:stop].mean(), int(c.n[0])
 
 
 def over_levels(values: np.ndarray) -> tuple[float, float, int]:
@@ -584,10 +588,12 @@ def span(c: Comparison) -> str:
 def accuracy_table(name: str, group: Group, margin: float, every: int) -> str:
     longest, top = max((c.remaining for c in group.curves), key=len), group.reference()
     levels = range(0, len(longest), every)
-    rows = [["", *(f"{longest[n]:.1%}" for n in levels), "like dense down to"]]
+    rows = [["", *(f"{longest[n]:.1%}" for n in levels), "mean from level 1", "like dense down to"]]
     for c in group.curves:
         cells = [spread(c.mean[n], c.std[n]) if n < len(c.mean) else "" for n in levels]
-        rows.append([c.name(), *cells, deepest_like_dense(c, top, margin) if top else ""])
+        mean, std, n = level_mean(c, 1, len(longest) if len(c.mean) == len(longest) else 1)
+        rows.append([c.name(), *cells, spread(mean, std) if n else "",
+                     deepest_like_dense(c, top, margin) if top else ""])  # fmt: skip
     return table(f"{name}{group.title}: test accuracy in %, mean ± standard deviation, by weights left", rows)
 
 

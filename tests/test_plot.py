@@ -167,6 +167,8 @@ def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
     assert float(row["mean"]) == pytest.approx(easy[:, 3].mean() / 100)
     assert float(row["std"]) == pytest.approx(easy[:, 3].std(ddof=1) / 100)
     assert f"{easy[:, 3].mean():.2f} ± {easy[:, 3].std(ddof=1):.2f}" in out
+    overall = easy[:, 1:].mean(1)
+    assert f"{overall.mean():.2f} ± {overall.std(ddof=1):.2f}" in out
     verdicts = read_csv(tmp_path / "figures" / "verdicts.csv")
     assert len(verdicts) == 15 * (1 + 5)  # pairs of 6 curves; over levels and level by level
     row = next(r for r in verdicts if r["a"].startswith("easy") and r["b"] == "all data, 4 steps")
