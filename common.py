@@ -242,7 +242,7 @@ def read_sidecar(path: Path) -> dict:
     info = parse_json(sidecar, read_bytes(sidecar)) if sidecar.exists() else {}
     stored = info.pop("json_sha256", None)
     if stored is not None and stored != sha256(to_json(info)):
-        raise InputError(f"{sidecar}: damaged, it does not match the json_sha256 in it")
+        raise InputError(f"{sidecar}: does not match the json_sha256 in it; make it again or delete it")
     return info
 
 

@@ -244,21 +244,21 @@ def read_published(path: Path, last: int) -> dict[str, list[Curve]]:
     named = defaultdict(dict)
     try:
         for c in json.loads(path.read_text())["curves"]:
+            if c["scheme"] == "dense":
+                continue
             rate, deepest, _ = PAPER[c["dataset"]]
             keys, stop = ("weights_remaining", "mean", "std"), 1 + max(deepest, last)
             remaining, mean, std = np.array([c[key][:stop] for key in keys], float)
             possible = (remaining > 0) & (remaining <= 1) & (mean >= 0) & (mean <= 1) & (std >= 0)
             if type(c["replicates"]) is not int or c["replicates"] < 2 or not possible.all():
                 raise ValueError("fewer than 2 replicates, or a fraction outside [0, 1]")
-            what = ("all" if c["scheme"] == "dense" else c["scheme"], c["subset_size"], c["rewind_step"],
-                    c["label_noise"], rate)  # fmt: skip
+            what = (*(c[key] for key in ("scheme", "subset_size", "rewind_step", "label_noise")), rate)
             check_setting(*what)
             if what[2] == 0:  # the same runs, repeated at each label noise
                 what = ("init", None, 0, 0.0, 0.0)
             n = np.full(len(mean), c["replicates"])
             std = 100 * std * np.sqrt(n / (n - 1))  # published with ddof 0
-            if c["scheme"] != "dense":
-                named[c["dataset"]][what] = Curve(*what, "", remaining, n, 100 * mean, std)
+            named[c["dataset"]][what] = Curve(*what, "", remaining, n, 100 * mean, std)
     except BROKEN as error:
         raise InputError(f"{path}: not readable as published curves ({str(error)[:200]})") from None
     return {preset: sorted(curves.values(), key=position) for preset, curves in named.items()}
@@ -585,16 +585,19 @@ def span(c: Comparison) -> str:
     return f"{c.first}-{c.last}" if c.last > c.first else f"{c.last}"
 
 
-def accuracy_table(name: str, group: Group, margin: float, every: int) -> str:
+def accuracy_tables(name: str, group: Group, margin: float) -> list[str]:
+    """[with every level, with every third]."""
     longest, top = max((c.remaining for c in group.curves), key=len), group.reference()
-    levels = range(0, len(longest), every)
+    levels = range(len(longest))
     rows = [["", *(f"{longest[n]:.1%}" for n in levels), "mean from level 1", "like dense down to"]]
     for c in group.curves:
         cells = [spread(c.mean[n], c.std[n]) if n < len(c.mean) else "" for n in levels]
         mean, std, n = level_mean(c, 1, len(longest) if len(c.mean) == len(longest) else 1)
         rows.append([c.name(), *cells, spread(mean, std) if n else "",
                      deepest_like_dense(c, top, margin) if top else ""])  # fmt: skip
-    return table(f"{name}{group.title}: test accuracy in %, mean ± standard deviation, by weights left", rows)
+    title = f"{name}{group.title}: test accuracy in %, mean ± standard deviation, by weights left"
+    third = 3 if len(longest) > 6 else 1
+    return [table(title, [row[:1] + row[1:-2][::n] + row[-2:] for row in rows]) for n in (1, third)]
 
 
 def compare_pairs(group: Group, first: int, last: int | None) -> list[tuple]:
@@ -609,10 +612,7 @@ def compare_pairs(group: Group, first: int, last: int | None) -> list[tuple]:
 
 
 def verdict_table(name: str, group: Group, compared: list[tuple], margin: float, short: bool) -> str:
-    """Every comparison, or only those with all@t*, which say what is matching, and those the paper speaks of.
-
-    'margin needed' is the smallest margin at which the interval's lower end allows 'no worse'.
-    """
+    """Every comparison; short: those with all@t*, which say what is matching, and those of the paper."""
     rows = [["A", "B", "A - B", "95% interval", "n", "levels", "A is", "margin needed", "worst level",
              "the paper says"]]  # fmt: skip
     for a, b, d, each in compared:
@@ -703,9 +703,9 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
     for name, (settings, curves) in experiments.items():
         preset, source = settings["preset"], "runs" if args.runs else "paper"
         theirs = published.get(preset, []) if args.runs else []
-        shown = {}
+        shown, together = {}, groups(curves)
         for figure in args.figure if args.preset in (None, preset) else ():
-            found = select(figure, groups(curves), preset, args.size)
+            found = select(figure, together, preset, args.size)
             for g in found:  # the same group with more sizes stands for both
                 key = (g.noise, g.rate, g.step)
                 shown[key] = max(shown.get(key, g), g, key=lambda g: len(g.sizes()))
@@ -726,10 +726,10 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
                 pair = [name, g.noise, g.rate, a.name(), b.name()]
                 judged = [[*d, verdict(d, args.margin), margin_needed(d)] for d in (whole, *each)]
                 verdicts += [pair + row for row in judged]
-            report += [f"\n# {name}{g.title}", accuracy_table(name, g, args.margin, every=1),
-                       verdict_table(name, g, compared, args.margin, short=False)]  # fmt: skip
-            brief += [accuracy_table(name, g, args.margin, every=3),
-                      verdict_table(name, g, compared, args.margin, short=True)]  # fmt: skip
+            every, third = accuracy_tables(name, g, args.margin)
+            full, short = (verdict_table(name, g, compared, args.margin, short) for short in (False, True))
+            report += [f"\n# {name}{g.title}", every, full]
+            brief += [third, short]
         more = [paper_table(c, t, first, last) for c, t in beside]
         if beside and (elsewhere := departures(settings)):
             more.insert(0, f"\nnote: {name} departs from the paper's setting: {elsewhere}")
