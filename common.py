@@ -906,12 +906,13 @@ def made_by(device: torch.device) -> dict:
 
 
 def defer_signals() -> list[int]:
-    """From now on SIGTERM and SIGINT only add their number to the list; a second one ends the process."""
+    """From now on SIGTERM and SIGINT only add their number to the list; a second SIGINT ends the process."""
     received = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:  # not SIGTERM: Slurm sends it to us and to our parent, who passes it on
+            signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
@@ -919,6 +920,7 @@ def defer_signals() -> list[int]:
 
 
 def raise_stopped(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
     raise Stopped(number)
 
 

@@ -6,30 +6,43 @@
 #
 # Finished work is skipped, so after an interruption the same line goes on. From the environment:
 #   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET
-#   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  JOBS (processes; default GPUs, else cores)
-#   PYTHON=python  DRY_RUN=1 (print the commands and stop)
+#   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  PYTHON=python
+#   JOBS: groups that the IMP runs are dealt to (default: one a GPU, else one a core; with Slurm one for 8 runs on
+#     GPUs, else for each run)
+#   LAUNCHER=slurm: submit three jobs and return. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT=8:00:00,
+#     SBATCH_GRES=gpu:a100:1 (default: gpu:1 where the cluster lists GPUs) and sbatch's other variables do what they
+#     always do; WIDTH: IMP tasks at a time; SBATCH_FLAGS: more options, such as "--mem=16G --nice"
+#   DRY_RUN=1: print the commands, or the job scripts, and the cost; with STEP_MS=1.0 (a step of one network) in hours
 set -euo pipefail
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || { echo "run_all.sh: error: needs bash 4.4" >&2; exit 2; }
+fail() { echo "run_all.sh: error: $1" >&2; exit 2; }
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "needs bash 4.4"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 preset=${1:-digits}
 figure=${2:-fig2}
+levels=16 total=62400 networks=10 el2n=7800 # as in common.py, to tell what is finished and what the rest costs
 case $preset in
-  digits)   t=20  rate=0.3 size=256   sizes="128 256 512" ;;
+  digits)   t=20  rate=0.3 size=256   sizes="128 256 512" levels=15 total=320 networks=8 el2n=200 ;;
   cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;
   cifar100) t=800 rate=0.4 size=2048  sizes="256 512 1024 2048 3200 6400" ;;
-  cinic10)  t=800 rate=0.1 size=51200 sizes="12800 25600 51200 102400" ;;
-  *) echo "run_all.sh: error: no preset '$preset': digits, cifar10, cifar100 or cinic10" >&2; exit 2 ;;
+  cinic10)  t=800 rate=0.1 size=51200 sizes="12800 25600 51200 102400" levels=12 total=31250 el2n=8000 ;;
+  *) fail "no preset '$preset': digits, cifar10, cifar100 or cinic10" ;;
 esac
 seeds=${SEEDS:-$([[ $preset == digits ]] && echo "0 1 2" || echo "0 1 2 3")}
 runs=${RUNS:-runs/$preset}
 figures=${FIGURES:-figures/$preset}
 python=${PYTHON:-python}
+launcher=${LAUNCHER:-local}
+case $launcher in
+  local) ;;
+  slurm) python=$(type -P "$python") || fail "no ${PYTHON:-python} here" ;; # the jobs may see another PATH
+  *) fail "LAUNCHER must be local or slurm, not '$launcher'" ;;
+esac
 data=(--data-dir "${DATA_DIR:-data}")
 which_data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} "${data[@]}")
 
 # ---------------------------------------------------------------- what to run: each wave needs the ones before it
 scores=() subsets=() starts=() rewinds=()
-declare -A known=()
+declare -A known=() scored=() rewind_step=()
 
 add() { # WAVE COMMAND...: put a command into a wave, once
   local -n wave=$1
@@ -45,8 +58,9 @@ run() { # SCHEME SIZE STEPS [NOISE [PRETRAINING RATE]]: one setting, all its rep
     tag=-noise$(awk "BEGIN { print 100 * $noise }") label=(--label-noise "$noise")
   fi
   [[ $own_rate != "$rate" ]] || own_rate="" # the preset's: the runs of the other figures
-  local folder=$runs/$scheme${size:+-$size}-t$steps$tag${own_rate:+-lr$own_rate}
+  local folder=$runs/$scheme${size:+-$size}-t$steps$tag${own_rate:+-lr$own_rate} rewind
   for seed in $seeds; do
+    rewind=$folder/seed$seed/rewind.safetensors
     if [[ $scheme == random ]]; then
       subset=(--subset "$runs/subsets/random-$size$tag-seed$seed.npy")
       add subsets make_subset.py "${which_data[@]}" --select random --size "$size" --seed "$seed" \
@@ -54,12 +68,14 @@ run() { # SCHEME SIZE STEPS [NOISE [PRETRAINING RATE]]: one setting, all its rep
     elif [[ $scheme != all ]]; then
       subset=(--subset "$runs/subsets/$scheme-$size$tag.npy")
       add scores score_el2n.py "${which_data[@]}" "${label[@]}" ${FLAGS-} ${SCORE_FLAGS-} --out "$runs/el2n$tag.npy"
+      scored[$runs/el2n$tag.npy]=1
       add subsets make_subset.py "${which_data[@]}" --select "$scheme" --size "$size" \
         --scores "$runs/el2n$tag.npy" --out "${subset[1]}"
     fi
     add starts pretrain.py "${which_data[@]}" "${subset[@]}" "${label[@]}" --steps "$steps" --seed "$seed" \
-      ${own_rate:+--pretrain-lr "$own_rate"} ${FLAGS-} --out "$folder/seed$seed/rewind.safetensors"
-    rewinds+=("$folder/seed$seed/rewind.safetensors")
+      ${own_rate:+--pretrain-lr "$own_rate"} ${FLAGS-} --out "$rewind"
+    [[ ${rewind_step[$rewind]-} ]] || rewinds+=("$rewind")
+    rewind_step[$rewind]=$steps
   done
 }
 
@@ -84,23 +100,8 @@ case $figure in
   tstar) # how long, and at which rate, must pre-training on all data be?
     run all "" 0
     for steps in 100 200 400 800 1600; do for r in 0.1 0.2 0.4; do run all "" $steps 0 $r; done; done ;;
-  *) echo "run_all.sh: error: no figure '$figure': fig2, fig3, fig5, fig6, fig7 or tstar" >&2; exit 2 ;;
+  *) fail "no figure '$figure': fig2, fig3, fig5, fig6, fig7 or tstar" ;;
 esac
-mapfile -t rewinds < <(printf '%s\n' "${rewinds[@]}" | awk '!seen[$0]++')
-
-# ---------------------------------------------------------------- who runs it: a GPU, or a core, per worker
-mapfile -t gpus < <(if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else
-  nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true; fi | sed '/^$/d')
-workers=${JOBS:-$((${#gpus[@]} ? ${#gpus[@]} : $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)))}
-[[ $workers =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: error: JOBS must be 1 or more, not '$workers'" >&2; exit 2; }
-((${#gpus[@]})) || export OMP_NUM_THREADS=1 # numbers do not depend on how many cores the machine has
-
-prune=() # one imp.py for each worker, the runs dealt round-robin
-for ((w = 0; w < workers && w < ${#rewinds[@]}; w++)); do
-  mine=()
-  for ((i = w; i < ${#rewinds[@]}; i += workers)); do mine+=("${rewinds[i]}"); done
-  add prune imp.py "${data[@]}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-} "${mine[@]}"
-done
 draw=()
 shown=() # the demonstration and the search for t* draw every panel there is
 if [[ $preset != digits && $figure != tstar ]]; then
@@ -109,8 +110,165 @@ if [[ $preset != digits && $figure != tstar ]]; then
 fi
 add draw plot.py "$runs" "${shown[@]}" --out "$figures"
 
+# ---------------------------------------------------------------- what of it is left
+number() { # FLAG DEFAULT WORD...: the whole number that the words give a flag last
+  local words=" ${*:3}" value=$2
+  while [[ $words =~ \ $1[=\ ]+([0-9]+)(.*) ]]; do value=${BASH_REMATCH[1]} words=${BASH_REMATCH[2]}; done
+  echo "$value"
+}
+levels=$(number --levels "${LEVELS:-$levels}" ${IMP_FLAGS-})
+[[ $levels =~ ^[0-9]+$ ]] || fail "LEVELS must be a whole number, not '$levels'"
+[[ ${WIDTH-1} =~ ^[1-9][0-9]*$ ]] || fail "WIDTH must be 1 or more, not '$WIDTH'"
+[[ ${STEP_MS-0} =~ ^[0-9]*\.?[0-9]+$ ]] || fail "STEP_MS must be a number of milliseconds, not '$STEP_MS'"
+total=$(number --total-steps $total ${FLAGS-})
+scoring=$(($(number --networks $networks ${FLAGS-} ${SCORE_FLAGS-}) * $(number --steps $el2n ${FLAGS-} ${SCORE_FLAGS-})))
+
+todo=() finished=() steps=0 left=0
+for path in "${!scored[@]}"; do
+  steps=$((steps + scoring))
+  [[ -e $path ]] || left=$((left + scoring))
+done
+for rewind in "${rewinds[@]}"; do
+  t_r=${rewind_step[$rewind]} missing=0
+  for ((level = 0; level <= levels; level++)); do
+    printf -v path '%s/level%02d.safetensors' "${rewind%/*}" $level
+    [[ -e $path ]] || missing=$((missing + 1))
+  done
+  if ((missing)); then todo+=("$rewind"); else finished+=("$rewind"); fi
+  [[ -e $rewind ]] || left=$((left + t_r))
+  left=$((left + missing * (total - t_r)))
+  steps=$((steps + t_r + (levels + 1) * (total - t_r)))
+done
+
+# ---------------------------------------------------------------- who does it: one imp.py for each GPU, core or task
+mapfile -t gpus < <(if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else
+  nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true; fi | grep -E '^[0-9]+$|^(GPU|MIG)-')
+if [[ $launcher == local ]]; then
+  on_gpus=${#gpus[@]}
+  workers=$((on_gpus ? on_gpus : $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)))
+else
+  listed=$(sinfo -h ${SBATCH_PARTITION:+-p "$SBATCH_PARTITION"} -o %G 2>/dev/null) || true
+  gres=${SBATCH_GRES-$([[ $listed != *gpu* ]] || echo gpu:1)}
+  on_gpus=${gres:+1}
+  each=$((on_gpus ? $(number --at-once 8 ${IMP_FLAGS-}) : 1)) # runs that share a GPU
+  workers=$(((${#todo[@]} + each - 1) / each + !${#todo[@]}))
+fi
+workers=${JOBS:-$workers}
+[[ $workers =~ ^[1-9][0-9]*$ ]] || fail "JOBS must be 1 or more, not '$workers'"
+((on_gpus)) || export OMP_NUM_THREADS=1 # numbers do not depend on how many cores the machine has
+
+prune=()
+rewinds=("${todo[@]}" "${finished[@]}") # dealt round-robin, so that every worker has its share of what is left
+for ((w = 0; w < workers && w < ${#rewinds[@]}; w++)); do
+  mine=()
+  for ((i = w; i < ${#rewinds[@]}; i += workers)); do mine+=("${rewinds[i]}"); done
+  add prune imp.py "${data[@]}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-} "${mine[@]}"
+done
+
+list_logs() { # NAME COUNT
+  for ((i = 0; i < $2; i++)); do echo "   $runs/logs/$1-$i.log"; done
+}
+
+plan() {
+  echo "# ${#rewinds[@]} IMP runs of $((levels + 1)) trainings (${#finished[@]} finished) in ${#prune[@]} groups;" \
+    "${#scored[@]} scorings, ${#starts[@]} pre-trainings"
+  awk -v steps=$steps -v left=$left -v ms="${STEP_MS-}" -v unit="$( ((on_gpus)) && echo GPU || echo CPU)" 'BEGIN {
+    printf "# %d training steps, %d of them to do", steps, left
+    if (ms != "") printf "; at %s ms each %.2f %s hours", ms, left * ms / 3.6e6, unit
+    print ""
+  }'
+}
+
+# ---------------------------------------------------------------- on a cluster: three jobs, each waits for the one before
+job() { # NAME TASKS COMMAND...: the script of an array job; its task i runs the commands i, i + TASKS, ... in turn
+  local name=$1 tasks=$2 i c
+  shift 2
+  cat <<EOF
+#!/bin/bash
+#SBATCH --job-name=$name-$preset-$figure
+#SBATCH --array=0-$((tasks - 1))${WIDTH:+%$WIDTH}
+#SBATCH --output="$runs/logs/$name-%a.log" --open-mode=append
+#SBATCH --requeue --signal=B:USR1@120
+#SBATCH --time=${SBATCH_TIMELIMIT:-8:00:00}
+EOF
+  if [[ $gres && $name != plot ]]; then
+    printf '#SBATCH %s\n' "--gres=$gres" "--cpus-per-task=2"
+  else
+    printf '%s\n' "#SBATCH --cpus-per-task=1" "export OMP_NUM_THREADS=1"
+  fi
+  cat <<'EOF'
+
+# USR1 comes 120 seconds before the time limit, TERM with scancel and preemption. Bash runs a trap only when no
+# foreground command is running, so commands go to the background. On TERM a stage saves and ends with status 143.
+order='' child=''
+trap 'order=requeue; [[ ! $child ]] || kill "$child"' USR1
+trap 'order=leave; [[ ! $child ]] || kill "$child"' TERM
+run() {
+  echo "\$ $*"
+  "$@" &
+  child=$!
+  [[ ! $order ]] || kill "$child" # the order came between two commands
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a trap ends a wait early
+  wait "$child"
+  status=$?
+  ((status)) || return 0
+  [[ $order != requeue || $status != 143 ]] || scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+  echo "status $status from $*" >&2
+  exit $status
+}
+case $SLURM_ARRAY_TASK_ID in
+EOF
+  for ((i = 0; i < tasks; i++)); do
+    echo "$i)"
+    for ((c = i + 1; c <= $#; c += tasks)); do echo "  run ${!c}"; done
+    echo "  ;;"
+  done
+  echo "esac"
+}
+
+submit() { # NAME TASKS COMMAND...: after the job submitted before
+  local options=(--parsable ${SBATCH_FLAGS-} ${after:+--dependency="$after" --kill-on-invalid-dep=yes}) id
+  if [[ ${DRY_RUN-} ]]; then
+    echo "# ---------------- sbatch ${options[*]}"
+    job "$@"
+    after=afterok:$1
+    return
+  fi
+  id=$(job "$@" | sbatch "${options[@]}")
+  after=afterok:${id%%;*} # other clusters: id;cluster
+  jobs+=("${id%%;*}")
+  echo "== $1: job ${id%%;*}, $2 tasks, logs:"
+  list_logs "$1" "$2"
+}
+
+if [[ $launcher == slurm ]]; then
+  unset SBATCH_GRES # it is in the scripts that need it
+  jobs=() after=""
+  if [[ ! ${DRY_RUN-} ]]; then
+    type -P sbatch >/dev/null || fail "LAUNCHER=slurm needs sbatch"
+    mkdir -p "$runs/logs"
+    if [[ -s $runs/logs/jobs ]]; then
+      before=$(squeue -h -o %F -j "$(<"$runs/logs/jobs")" 2>/dev/null | sort -u | paste -sd:) || true
+      [[ ! $before ]] || { after=afterany:$before; echo "== waits for jobs $before, which work in the same folder"; }
+    fi
+    trap '[[ ! ${jobs[*]} ]] || scancel "${jobs[@]}"' EXIT # all or none
+  fi
+  prepare=("${scores[@]}" "${subsets[@]}" "${starts[@]}")
+  submit prepare 1 "${prepare[@]}"
+  submit imp ${#prune[@]} "${prune[@]}"
+  submit plot 1 "${draw[@]}"
+  plan
+  trap - EXIT
+  [[ ! ${DRY_RUN-} ]] || exit 0
+  (IFS=,; echo "${jobs[*]}" >"$runs/logs/jobs")
+  echo "== squeue --me shows them, scancel ${jobs[*]} stops them"
+  exit
+fi
+
+# ---------------------------------------------------------------- on this machine: wave after wave
 if [[ ${DRY_RUN-} ]]; then
   printf '%s\n' "${scores[@]}" "${subsets[@]}" "${starts[@]}" "${prune[@]}" "${draw[@]}" | sed '/^$/d'
+  plan
   exit
 fi
 
@@ -158,7 +316,8 @@ wave() { # NAME COMMAND...: deal the commands of a wave to the workers; stop all
     work "$w" "$log" "$@" > >(trap '' INT TERM; exec tee -a "$log") 2>&1 &
     pids+=($!)
   done
-  echo "== $name: $# commands, $w at a time, logs in $runs/logs/$name-*.log"
+  echo "== $name: $# commands, $w at a time, logs:"
+  list_logs "$name" $w
   wait "${pids[@]}"
 }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +70,27 @@ def snapshot(folder):
         p for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != ".lock"
     )
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# ---------------------------------------------------------------- run_all.sh
+
+TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "SCORE_FLAGS": "--networks 2 --steps 5",
+             "FLAGS": "--depth 8 --width 2 --total-steps 500 --milestones 400"}  # fmt: skip
+
+
+def run_all(*arguments, cwd, **environment):
+    """`bash run_all.sh ...` with this Python and these variables, free of those of the caller's machine."""
+    environment = {"PYTHON": sys.executable} | {k: str(v) for k, v in environment.items()}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+    inherited = {k: v for k, v in inherited.items() if not k.startswith("SBATCH_")}
+    return subprocess.run(["bash", ROOT / "run_all.sh", *arguments], env=inherited | environment, cwd=cwd,
+                          capture_output=True, text=True)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory):
+    """The demonstration at a tiny scale, local, in a folder with a space; (folder, what it printed)."""
+    where = tmp_path_factory.mktemp("a folder")
+    done = run_all(cwd=where, RUNS="my runs/digits", **TINY_RUNS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where, done.stdout

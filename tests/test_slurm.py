@@ -1,0 +1,203 @@
+"""LAUNCHER=slurm on a real Slurm: one machine is the whole cluster (see slurm_cluster.sh)."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_RUNS, run_all
+
+import common
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
+SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+pytestmark = pytest.mark.skipif(
+    not all(shutil.which(name, path=SEARCH) for name in PROGRAMS),
+    reason="needs a Slurm to start: apt-get install slurm-wlm munge",
+)
+
+
+@contextlib.contextmanager
+def running(folder, gpus=0):
+    script = ["bash", ROOT / "tests" / "slurm_cluster.sh"]
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            subprocess.run([*script, "start", folder, str(gpus)], check=True)
+            patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+            yield
+            subprocess.run(["scancel", "--user", str(os.getuid())], check=True)
+        finally:
+            subprocess.run([*script, "stop", folder], check=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("cluster")):
+        yield
+
+
+def shell(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def job(number):
+    """What Slurm knows of a job, or of a task `job_index`."""
+    return dict(re.findall(r"(\w+)=(\S*)", shell("scontrol", "show", "job", number)))
+
+
+def state(number):
+    return job(number)["JobState"]
+
+
+def wait_for(what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, shell("squeue")
+        time.sleep(0.1)
+
+
+def submit(where, **environment):
+    """Numbers of the three jobs: prepare, imp, plot."""
+    done = run_all(cwd=where, LAUNCHER="slurm", **TINY_RUNS | environment)
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^== \w+: job (\d+)", done.stdout, re.M)
+
+
+def log(where, name):
+    path = where / "my runs" / "digits" / "logs" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def in_the_middle(where, task):
+    """The task has finished a level since it was last started, and is at work on another."""
+    said = log(where, f"imp-{task}").rpartition("$ ")[2]
+    return re.search(r"^my runs/.*%", said, re.M) and not re.search(r"^my runs/.*csv$", said, re.M)
+
+
+def go_on(task):
+    """A requeued task waits out a delay of minutes; not here."""
+    wait_for(lambda: state(task) == "PENDING")
+    shell("scontrol", "update", f"job={task}", "StartTime=now")
+
+
+def same_runs(a, b):
+    """Every array, tensor and metadata but seconds and commands, and the drawing, bit for bit."""
+    kinds = (".npy", ".safetensors", ".png")
+    names, others = (
+        sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix in kinds) for folder in (a, b)
+    )
+    assert names == others
+    for name in names:
+        if name.suffix == ".safetensors":
+            (x, about_x), (y, about_y) = (common.load_tensors(folder / name) for folder in (a, b))
+            assert x.keys() == y.keys()
+            assert all(torch.equal(x[k], y[k]) for k in x)
+            for about in (about_x, about_y):
+                about.get("row", {}).pop("seconds", None)
+                about["made_by"].pop("command")
+            assert about_x == about_y
+        elif name.suffix == ".npy":
+            assert np.array_equal(np.load(a / name), np.load(b / name))
+        else:
+            assert (a / name).read_bytes() == (b / name).read_bytes()
+    return len(names)
+
+
+def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(demonstration, tmp_path):
+    """Three tasks of two runs: one is told that its time ends, one requeued, one cancelled. Then again."""
+    where = tmp_path / "a folder"
+    where.mkdir()
+    _, imp, plot = submit(where, RUNS="my runs/digits", JOBS=3)
+    assert (state(imp), state(plot)) == ("PENDING", "PENDING")
+
+    wait_for(lambda: in_the_middle(where, 0))
+    shell("scancel", "--signal=USR1", "--batch", f"{imp}_0")  # what Slurm does 120 s before the time limit
+    wait_for(lambda: in_the_middle(where, 1))
+    shell("scontrol", "requeue", f"{imp}_1")
+    wait_for(lambda: in_the_middle(where, 2))
+    shell("scancel", f"{imp}_2")
+    for task in (f"{imp}_0", f"{imp}_1"):
+        go_on(task)
+    for task in (f"{imp}_0", f"{imp}_1"):
+        wait_for(lambda task=task: state(task) == "COMPLETED")
+        assert job(task)["Restarts"] == "1"
+    for task in range(3):
+        assert log(where, f"imp-{task}").count("imp.py: stopped by SIGTERM") == 1
+    assert state(f"{imp}_2") == "CANCELLED"
+    wait_for(lambda: state(plot) == "CANCELLED")  # one of those it needs is missing
+    runs = where / "my runs" / "digits"
+    assert 4 <= len(list(runs.glob("*/seed0/level02.safetensors"))) < 6
+    assert not (where / "figures").exists()
+
+    # Again: only what the cancelled task had left. It is preempted by a job of a more important partition.
+    finished = {path: path.stat().st_mtime_ns for path in runs.rglob("level*.safetensors")}
+    _, imp, plot = submit(where, RUNS="my runs/digits", JOBS=1)
+    wait_for(lambda: in_the_middle(where, 0))
+    shell("sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
+    go_on(f"{imp}_0")
+    wait_for(lambda: state(plot) == "COMPLETED")
+    assert job(f"{imp}_0")["Restarts"] == "1"
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert "test accuracy in %" in log(where, "plot-0")
+
+    local, _ = demonstration
+    assert same_runs(local, where) == 1 + 1 + 3 + 6 * (1 + 3) + 1  # scores twice, subsets, runs, the picture
+
+
+def test_a_failure_stops_what_depends_on_it(tmp_path):
+    prepare, imp, plot = submit(tmp_path, SCORE_FLAGS="--networks 0")
+    wait_for(lambda: state(plot) == "CANCELLED")
+    assert (state(prepare), job(prepare)["ExitCode"], state(imp)) == ("FAILED", "2:0", "CANCELLED")
+    said = (tmp_path / "runs" / "digits" / "logs" / "prepare-0.log").read_text()
+    assert re.search(r"--networks must be .*\nstatus 2 from /", said)
+    assert not list(tmp_path.glob("runs/digits/*/seed0"))
+
+
+def test_a_second_submission_waits_for_the_first(tmp_path):
+    first = submit(tmp_path)
+    second = submit(tmp_path)
+    assert job(second[0])["Dependency"] == ",".join(f"afterany:{n}_*(unfulfilled)" for n in first)
+    shell("scancel", *first)
+    wait_for(lambda: state(second[0]) == "RUNNING")
+    shell("scancel", *second)
+
+
+def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path):
+    many = TINY_RUNS | {"SEEDS": "0 1 2"}  # 18 tasks; this cluster takes arrays of 16
+    done = run_all(cwd=tmp_path, LAUNCHER="slurm", **many)
+    assert done.returncode == 1
+    assert "sbatch: error" in done.stderr
+    (number,) = re.findall(r"^== \w+: job (\d+)", done.stdout, re.M)
+    wait_for(lambda: state(number) == "CANCELLED")
+
+
+NOTE = """#!/bin/bash
+echo "${CUDA_VISIBLE_DEVICES-none}|${OMP_NUM_THREADS-free}|$*" >>noted
+[[ $* != *imp.py* ]] || sleep 3  # so that both tasks run at the same time
+"""
+
+
+def test_where_there_are_gpus_every_task_gets_one(tmp_path):
+    """Up to eight runs share a GPU, drawing needs none. A stand-in for Python notes what it was given."""
+    python = tmp_path / "python"
+    python.write_text(NOTE)
+    python.chmod(0o755)
+    with running(tmp_path / "cluster", gpus=2):
+        settings = {"PYTHON": python, "SEEDS": "0 1", "SBATCH_FLAGS": "--cpus-per-task=1"}  # of two CPUs
+        done = run_all("cifar10", cwd=tmp_path, LAUNCHER="slurm", **settings)
+        assert done.returncode == 0, done.stderr
+        *_, plot = re.findall(r"^== \w+: job (\d+)", done.stdout, re.M)
+        wait_for(lambda: state(plot) == "COMPLETED")
+    noted = [line.split("|") for line in (tmp_path / "noted").read_text().splitlines()]
+    pruned = [note for note in noted if "imp.py" in note[2]]
+    assert sorted(note[0] for note in pruned) == ["0", "1"]
+    assert [note[2].count("rewind.safetensors") for note in pruned] == [6, 6]
+    assert len({word for note in pruned for word in note[2].split() if "rewind" in word}) == 12
+    assert {note[1] for note in noted if "plot.py" not in note[2]} == {"free"}
+    assert {note[0] for note in noted if "pretrain.py" in note[2]} == {"0"}
+    assert [note[0] for note in noted if "plot.py" in note[2]] == ["none"]
