@@ -170,8 +170,8 @@ list_logs() { # NAME COUNT
 }
 
 plan() {
-  echo "# ${#rewinds[@]} IMP runs of $((levels + 1)) trainings (${#finished[@]} finished) in ${#prune[@]} groups;" \
-    "${#scored[@]} scorings, ${#starts[@]} pre-trainings"
+  echo "# ${#rewinds[@]} IMP runs of $((levels + 1)) trainings (${#finished[@]} finished) in ${#prune[@]} groups," \
+    "${#starts[@]} pre-trainings, ${#scored[@]} x EL2N"
   awk -v steps=$steps -v left=$left -v ms="${STEP_MS-}" -v unit="$( ((on_gpus)) && echo GPU || echo CPU)" 'BEGIN {
     printf "# %d training steps, %d of them to do", steps, left
     if (ms != "") printf "; at %s ms each %.2f %s hours", ms, left * ms / 3.6e6, unit
@@ -209,11 +209,10 @@ run() {
   child=$!
   [[ ! $order ]] || kill "$child" # the order came between two commands
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a trap ends a wait early
-  wait "$child"
+  wait "$child" && return
   status=$?
-  ((status)) || return 0
+  echo "status $status from $*"
   [[ $order != requeue || $status != 143 ]] || scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-  echo "status $status from $*" >&2
   exit $status
 }
 case $SLURM_ARRAY_TASK_ID in

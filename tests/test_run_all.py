@@ -227,7 +227,7 @@ def test_the_plan_of_cost(tmp_path):
     """Steps of figure 2 by hand: 24 runs, 17 trainings each, 10 networks for the scores."""
     done = run_all("cifar10", cwd=tmp_path, DRY_RUN=1, STEP_MS=0.5, CUDA_VISIBLE_DEVICES="0,1")
     runs, steps = done.stdout.splitlines()[-2:]
-    assert runs == "# 24 IMP runs of 17 trainings (0 finished) in 2 groups; 1 scorings, 24 pre-trainings"
+    assert runs == "# 24 IMP runs of 17 trainings (0 finished) in 2 groups, 24 pre-trainings, 1 x EL2N"
     starts = [0, 200, 400, 200, 200, 200]
     expected = 10 * 7800 + 4 * sum(t + 17 * (62400 - t) for t in starts)
     hours = f"{expected * 0.5e-3 / 3600:.2f} GPU hours"
