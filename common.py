@@ -556,8 +556,9 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), BatchNorm(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = self.bn1(self.conv1(x)).relu_()  # in place: no backward pass needs what batch norm put out
+        y = self.bn2(self.conv2(y)).add_(self.shortcut(x))
+        return y.relu_()
 
 
 class ResNet(nn.Module):
@@ -573,7 +574,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.bn(self.conv(x))))
+        x = self.blocks(self.bn(self.conv(x)).relu_())
         return self.linear(x.mean((2, 3)))
 
 
