@@ -615,6 +615,19 @@ class Member:
         """Parameters and batch-norm statistics by name; writing into them changes the network."""
         return self.net.state_dict()
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name; writing into it changes the member."""
+        tensors = {f"weight.{name}": t for name, t in self.weights().items()} | {"loss_sum": self.loss_sum}
+        return tensors | {f"momentum.{name}": t for name, t in self.momentum.items()}
+
+    def copy(self) -> dict[str, Tensor]:
+        return {name: t.clone() for name, t in self.state().items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        for name, t in self.state().items():
+            t.copy_(state[name])
+
     @torch.no_grad()
     def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
         """Start again from weights * masks at a step of the schedule, with fresh momentum."""
@@ -668,50 +681,123 @@ def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tens
     return F.cross_entropy(logits.float(), labels)
 
 
-def train(members: list[Member], data: Data, recipe: dict, stop: int, *, peak: float, level: int = 0,
-          labels: Tensor | None = None, subset: np.ndarray | None = None) -> Iterator[int]:  # fmt: skip
-    """Train networks of one recipe side by side to step `stop`; yields the number of steps after every step.
+class Group:
+    """Networks of one recipe that take their steps side by side; on a GPU these are one CUDA graph.
 
-    Each member starts at its own member.step, and its result does not depend on its company. One whose loss
-    is not finite stops there (member.failed) and the others go on.
-    peak  learning rate before the first milestone
     labels  [N] int64 on the device, default the clean ones
     subset  [M] int64 indices of the examples to train on, default all
     """
-    labels = data.labels if labels is None else labels
-    subset = np.arange(len(labels)) if subset is None else subset
-    batch = min(recipe["batch_size"], len(subset))  # a smaller subset is one batch
-    per_epoch = len(subset) // batch
+
+    def __init__(self, members: list[Member], data: Data, recipe: dict, *, labels: Tensor | None = None,
+                 subset: np.ndarray | None = None):  # fmt: skip
+        self.members, self.data, self.recipe = members, data, recipe
+        self.labels = data.labels if labels is None else labels
+        self.subset = np.arange(len(self.labels)) if subset is None else subset
+        batch = min(recipe["batch_size"], len(self.subset))  # a smaller subset is one batch
+        self.per_epoch = len(self.subset) // batch
+        place = {"device": self.labels.device}
+        # what a recorded step reads; the rest of it is in the members
+        self.rate = torch.zeros((), **place)
+        self.examples = torch.zeros(len(members), 4, batch, dtype=torch.int64, **place)
+        self.tables = torch.zeros(len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place)
+        for m in members:
+            m.net.train()
+        self.replay = record(self) if self.labels.is_cuda else None
+
+    def load_epoch(self, level: int, epoch: int) -> None:
+        """Fill the tables: what every member sees in this epoch."""
+        batch, data = self.examples.shape[2], self.data
+        for m, kept in zip(self.members, self.tables):
+            table = epoch_table(m.seed, level, epoch, len(self.subset), batch, data.pad, data.flip)
+            table[0] = self.subset[table[0]]
+            new = torch.from_numpy(table)
+            # from a pinned buffer of its own, which the copy may still read when the next epoch is drawn
+            kept.copy_(new.pin_memory() if kept.is_cuda else new, non_blocking=True)
+
+    def step(self, m: Member) -> None:
+        """The training step of one member: batch, loss, gradients, SGD, masks."""
+        examples = self.examples[self.members.index(m)]
+        images, labels = take_batch(self.data, examples), self.labels[examples[0]]
+        loss = loss_of(m.net, images, labels, self.recipe["precision"])
+        loss.backward()
+        m.update(self.recipe, self.rate)
+        m.loss_sum += loss.detach()
+
+
+def record(group: Group) -> Callable[[], None]:
+    """Record one step of every member, on parallel streams, as a CUDA graph; returns what replays it.
+
+    The members stay as they are. A replay costs the host one launch instead of a thousand. It works on the very
+    tensors that it was recorded with, so whoever changes them copies into them.
+    """
+    streams = [torch.cuda.Stream() for _ in group.members]
+
+    def steps() -> None:
+        here = torch.cuda.current_stream()
+        for m, stream in zip(group.members, streams):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                group.step(m)
+        for stream in streams:
+            here.wait_stream(stream)
+
+    kept = [m.copy() for m in group.members]
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # cuDNN and cuBLAS set themselves up, stream by stream
+        for _ in range(3):
+            steps()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        steps()
+    for m, state in zip(group.members, kept):
+        m.restore(state)
+    return graph.replay
+
+
+def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
+    """Train the members of a group to step `stop`; yields the number of steps after every step.
+
+    Each starts at its own member.step, and its result does not depend on its company. One whose loss is not
+    finite stops there (member.failed) and the others go on. While it yields, a member holds its own weights
+    if its step is the number yielded: on a GPU those whose turn has not come are stepped all the same.
+    peak  learning rate before the first milestone
+    """
+    members, recipe, per_epoch = group.members, group.recipe, group.per_epoch
     first = min(m.step for m in members)
-    rate, tables = torch.zeros((), device=labels.device), {}
     for m in members:
         m.net.train()
+    # a recorded step is one of all members; those whose turn has not come get their state back when it does
+    later = {m: m.copy() for m in members if m.step > first} if group.replay else {}
     name = members[0].name if len(members) == 1 else f"{len(members)} networks, level {level}"
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, per_epoch)
-        rate.fill_(learning_rate(recipe, peak, step))
-        for m in members:
-            if step < m.step or m.failed:
-                continue
-            if m not in tables or i == 0:
-                table = epoch_table(m.seed, level, epoch, len(subset), batch, data.pad, data.flip)
-                table[0] = subset[table[0]]
-                tables[m] = torch.from_numpy(table).to(labels.device)
+        if step == first or i == 0:
+            group.load_epoch(level, epoch)
+        group.rate.fill_(learning_rate(recipe, peak, step))
+        group.examples.copy_(group.tables[:, :, i])
+        active = [m for m in members if m.step == step and not m.failed]
+        for m in active:
+            if m in later:
+                m.restore(later.pop(m))
             if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
                 m.loss_sum.zero_()
                 m.loss_steps = 0
-            examples = tables[m][:, i]
-            loss = loss_of(m.net, take_batch(data, examples), labels[examples[0]], recipe["precision"])
-            loss.backward()
-            m.update(recipe, rate)
-            m.loss_sum += loss.detach()
+        if group.replay:
+            group.replay()
+        else:
+            for m in active:
+                group.step(m)
+        for m in active:
             m.loss_steps += 1
             m.step = step + 1
-            if labels.device.type == "cpu" or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
+            if not group.replay or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
                 m.failed = not math.isfinite(m.loss_sum)
             if m.step == stop:  # no loss has seen the last update
                 m.failed = m.failed or not all(t.isfinite().all() for t in m.weights().values())
         yield step + 1
+    for m, state in later.items():  # those that were at the end before the others began
+        m.restore(state)
 
 
 @torch.no_grad()
@@ -878,6 +964,8 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are made on the current one
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     return device

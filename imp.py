@@ -160,14 +160,9 @@ def write_results(run: Run) -> None:
 # ------------------------------------------------------------ the unfinished level
 
 
-def state_tensors(member: Member) -> dict[str, Tensor]:
-    tensors = {f"weight.{name}": t for name, t in member.weights().items()} | {"loss_sum": member.loss_sum}
-    return tensors | {f"momentum.{name}": t for name, t in member.momentum.items()}
-
-
 def save_state(run: Run, member: Member) -> None:
     """Keep an unfinished level; its masks follow from the last finished one."""
-    tensors = state_tensors(member)
+    tensors = member.state()
     if not all(t.isfinite().all() for t in tensors.values()):
         return  # about to be stopped for that
     info = run.described() | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
@@ -175,7 +170,6 @@ def save_state(run: Run, member: Member) -> None:
     common.save_tensors(run.folder / "state.safetensors", tensors, info)
 
 
-@torch.no_grad()
 def load_state(run: Run, member: Member) -> None:
     """Put the unfinished level of this run, if there is one, back where it stopped."""
     path = run.folder / "state.safetensors"
@@ -188,10 +182,8 @@ def load_state(run: Run, member: Member) -> None:
     counts = all(type(n) is int and 0 <= n <= run.recipe["total_steps"] for n in (step, loss_steps))
     if not counts or type(seconds) not in (int, float):
         raise InputError(f"{path}: step {step}, loss_steps {loss_steps}, seconds {seconds} cannot be")
-    mine = state_tensors(member)
-    check_tensors(path, tensors, mine)
-    for name, t in mine.items():
-        t.copy_(tensors[name])
+    check_tensors(path, tensors, member.state())
+    member.restore(tensors)
     member.step, member.loss_steps, run.seconds = step, loss_steps, seconds
 
 
@@ -205,31 +197,33 @@ def train_group(
     recipe = runs[0].recipe
     seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
     everyone = [(run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)]
-    stopped = []
+    stopped, group = [], None
     for level in range(levels + 1):
-        group = [(run, member) for run, member in everyone if run.level == level]
-        if not group:
+        here = [(run, member) for run, member in everyone if run.level == level]
+        if not here:
             continue
-        for run, member in group:
+        members = [member for _, member in here]
+        if group is None or group.members != members:  # a GPU records the step once for all levels
+            group = common.Group(members, data, recipe)
+        for run, member in here:
             member.name = f"{run.folder}, level {level}"
             member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
             load_state(run, member)
         clock = saved = time.monotonic()
-        members = [member for _, member in group]
-        for _ in common.train(members, data, recipe, recipe["total_steps"], peak=recipe["lr"], level=level):
+        for step in common.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
             if not received and time.monotonic() - saved < save_every:
                 continue
             clock, spent = time.monotonic(), time.monotonic() - clock
-            for run, member in group:
-                run.seconds += spent / len(group)
-                if not member.failed:
+            for run, member in here:
+                run.seconds += spent / len(here)
+                if member.step == step and not member.failed:  # its turn has come
                     save_state(run, member)
             if received:
                 raise common.Stopped(received[0])
             saved = time.monotonic()
         spent = time.monotonic() - clock
-        for run, member in group:
-            run.seconds += spent / len(group)
+        for run, member in here:
+            run.seconds += spent / len(here)
             accuracy, loss = common.evaluate(member.net, data)
             if member.failed or not math.isfinite(loss):
                 stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
@@ -251,7 +245,8 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float) -> None
     common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks), info)
     run.rows.append(row)
     write_results(run)
-    run.masks = prune(weights, run.masks, run.settings["prune_fraction"])
+    pruned = prune(member.weights(), member.masks, run.settings["prune_fraction"])  # sorted on the device
+    run.masks = {name: mask.cpu() for name, mask in pruned.items()}
     print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
                       f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
     run.level, run.seconds = run.level + 1, 0.0

@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     member = common.Member("pre-training", recipe, data, args.seed)
-    for _ in common.train([member], data, recipe, steps, peak=recipe["pretrain_lr"], subset=subset,
-                          labels=torch.from_numpy(labels).to(device)):  # fmt: skip
+    group = common.Group([member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset)
+    for _ in common.train(group, steps, peak=recipe["pretrain_lr"]):
         pass
     accuracy, loss = common.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):

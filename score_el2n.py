@@ -71,14 +71,15 @@ def score_missing(
     """Train and score the networks whose row is NaN, saving each; returns those whose loss was not finite."""
     received, failed = common.defer_signals(), []
     todo = [k for k in range(len(networks)) if np.isnan(networks[k]).any()]
-    for group in common.even_groups(todo, common.default_at_once(labels.device)):
+    for share in common.even_groups(todo, common.default_at_once(labels.device)):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
-        seeds = [int(common.rng(common.SCORING, config["seed"], k).integers(2**32, 2**63)) for k in group]
-        members = [common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(group, seeds)]
-        for _ in common.train(members, data, config, config["steps"], peak=config["lr"], labels=labels):
+        seeds = [int(common.rng(common.SCORING, config["seed"], k).integers(2**32, 2**63)) for k in share]
+        members = [common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)]
+        group = common.Group(members, data, config, labels=labels)
+        for _ in common.train(group, config["steps"], peak=config["lr"]):
             if received:
                 raise common.Stopped(received[0])
-        for k, member in zip(group, members):
+        for k, member in zip(share, members):
             scores = el2n(common.predict(member.net, data, data.train_images()), labels).cpu().numpy()
             if member.failed or not np.isfinite(scores).all():
                 failed.append(f"{member.name} at step {member.step}")

@@ -4,6 +4,10 @@ The plain loop is what most people write: torchvision transforms in a DataLoader
 workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a mask on every weight.
 Images are random; they cost what real ones of 32x32 pixels cost. Not part of the tests.
 
+"of matmul": the operations a second of our convolutions beside those of a large matrix product in the same
+precision; "of copy": the bytes that our step would move if every operation read and wrote memory (what is fused
+or cached moves less) beside those of a large copy. Both ceilings are measured first.
+
 writes  --out (a CSV of the table printed)
 python tests/benchmark.py --quick
 """
@@ -24,6 +28,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
@@ -75,15 +83,72 @@ def plain_loop(images: np.ndarray, labels: np.ndarray, recipe: dict, device: tor
             yield
 
 
-def our_loop(
+def our_group(
     images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device, networks: int
-) -> Iterator[int]:
-    """Yields after every step of all networks."""
+) -> common.Group:
     arrays = (images, labels, *common.channel_statistics(images))
     x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
     data = common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
     members = [common.Member(str(seed), recipe, data, seed) for seed in range(networks)]
-    return common.train(members, data, recipe, 10**9, peak=recipe["lr"])
+    return common.Group(members, data, recipe)
+
+
+def our_loop(group: common.Group) -> Iterator[int]:
+    """Yields after every step of all networks."""
+    return common.train(group, 10**9, peak=group.recipe["lr"])
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, each as if it were a kernel of its own; views are free."""
+
+    moved = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            found = tree_leaves((args, kwargs, out))
+            self.moved += sum(t.nbytes for t in found if isinstance(t, torch.Tensor))
+        return out
+
+
+def cost(group: common.Group) -> tuple[int, int]:
+    """(floating-point operations of convolutions and matrix products, bytes moved) of one eager step."""
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        group.step(group.members[0])
+    return flops.get_total_flops(), traffic.moved
+
+
+def ceilings(device: torch.device, precision: str) -> tuple[float, float]:
+    """The best of ten on this device: operations a second in a matrix product, bytes a second in a copy."""
+    cuda = device.type == "cuda"
+    n, size = (8192, 2**30) if cuda else (2048, 2**28)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    x, y = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    best = []
+    for work in (lambda: a @ a, lambda: y.copy_(x)):
+        times = []
+        for _ in range(11):  # the first one warms up
+            began = time.perf_counter()
+            work()
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        best.append(min(times[1:]))
+    return 2 * n**3 / best[0], 2 * size / best[1]
+
+
+def longest_kernels(loop: Iterator, device: torch.device, steps: int = 5) -> list[tuple[str, float]]:
+    """The ten kernels (operations, on a CPU) that take most of a step: name, seconds a step."""
+    cuda = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=kinds) as found:
+        for _ in range(steps):
+            next(loop)
+        if cuda:
+            torch.cuda.synchronize()
+    times = [(event.key, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6 / steps)
+             for event in found.key_averages()]  # fmt: skip
+    return sorted(times, key=lambda item: -item[1])[:10]
 
 
 def seconds(loop: Iterator, steps: int, device: torch.device) -> list[float]:
@@ -117,7 +182,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our loop")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
-    parser.add_argument("--steps", type=int, help="steps a turn (4; on a GPU 200)")
+    parser.add_argument("--steps", type=int, help="steps a turn (4; on a GPU 200, 50 of the plain loop)")
     parser.add_argument("--out", type=Path, default=Path("benchmark.csv"), help="CSV (benchmark.csv)")
     args = parser.parse_args()
     device = common.resolve_device(args.device)
@@ -128,20 +193,25 @@ def main() -> None:
     print(torch.cuda.get_device_name(device) if cuda else cores, torch.backends.cpu.get_cpu_capability(),
           f"torch {torch.__version__}", f"Python {platform.python_version()}",
           f"{args.rounds} rounds of {steps} steps", f"ours in {precision}", sep=", ")  # fmt: skip
+    operations, bandwidth = ceilings(device, precision)
+    print(f"{precision} matrix product {operations / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
     labels = draw.integers(0, 10, EXAMPLES)
-    rows = []
+    rows, kernels = [], {}
     sizes = [(20, 128)] if args.quick else [*itertools.product((20, 32, 56), (128, 256))]
     for (depth, batch), networks in itertools.product(sizes, (1, 2, 4, 8, 16) if cuda else (1,)):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
         recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision}
-        loops = (plain_loop(images, labels, recipe, device),
-                 our_loop(images, labels, recipe, device, networks))  # fmt: skip
+        group = our_group(images, labels, recipe, device, networks)
+        flops, moved = cost(group)
+        loops = (plain_loop(images, labels, recipe, device), our_loop(group))
         times = [[], []]
         for turn in range(args.rounds + 1):
-            for loop, found in zip(loops, times):
-                new = seconds(loop, steps, device)
+            for loop, found, n in zip(loops, times, (max(1, steps // 4) if cuda else steps, steps)):
+                new = seconds(loop, n, device)
                 found += new if turn else []  # the first turn warms up: workers, kernels, memory
         loops[0].close()
         plain, ours = (statistics.median(t) for t in times)
@@ -152,11 +222,19 @@ def main() -> None:
             "ours best s": f"{min(times[1]):.4f}", "ours median": f"{ours:.4f}",
             "images/s": f"{batch * networks / ours:.0f}", "times faster": f"{networks * plain / ours:.2f}",
             "level h": f"{level:.2f}", "IMP run h": f"{(1 + recipe['levels']) * level:.1f}",
+            "of matmul": f"{networks * flops / ours / operations:.0%}",
+            "of copy": f"{networks * moved / ours / bandwidth:.0%}",
             "peak GiB": f"{peak_memory(device) / 2**30:.2f}",
         })  # fmt: skip
         if len(rows) == 1:
             print("   ".join(rows[0]))
         print("   ".join(f"{value:>{len(key)}}" for key, value in rows[-1].items()), flush=True)
+        if (depth, batch) == (20, 128) and networks in (1, 8):
+            kernels[networks] = longest_kernels(loops[1], device)
+    for networks, found in kernels.items():
+        print(f"longest in a step of {networks} x ResNet-20, batch 128:")
+        for name, spent in found:
+            print(f"  {1e3 * spent:9.3f} ms   {name[:100]}")
     with open(args.out, "w", newline="") as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from decimal import Decimal
+from itertools import count
 
 import numpy as np
 import pytest
@@ -320,6 +321,41 @@ def test_a_killed_run_continues_bit_for_bit(ok, tmp_path, how):
     same_levels(whole.parent, killed.parent, 2)
     assert not state.exists()
     assert 5 < info["step"] <= 120
+
+
+@pytest.mark.parametrize("stop_at", [8, 30, 50])
+def test_a_member_whose_turn_has_not_come_is_not_saved(ok, call, tmp_path, monkeypatch, stop_at):
+    """The way of a GPU, on the CPU: every replay steps all. Stopped before b's start, after it, at level 1."""
+    steps = {"a": 0, "b": 20, "c": 45}  # c has nothing left to train
+    for place in ("whole", "stopped"):
+        for name, n in steps.items():
+            start(ok, tmp_path / place / name, "--seed", n, "--steps", n)
+    paths = [tmp_path / "whole" / name / "rewind.safetensors" for name in steps]
+    ok("imp", *paths, "--levels", 1)
+    made = common.Group.__init__
+
+    def make(group, *arguments, **more):
+        made(group, *arguments, **more)
+        replays = count(1)
+
+        def replay():
+            for m in group.members:
+                group.step(m)
+            if next(replays) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        group.replay = replay
+
+    paths = [tmp_path / "stopped" / name / "rewind.safetensors" for name in steps]
+    with monkeypatch.context() as patch:
+        patch.setattr(common.Group, "__init__", make)
+        status, _, err = call("imp", *paths, "--levels", 1, "--at-once", 3, "--save-every", 1e-9)
+    assert status == 128 + signal.SIGTERM, err
+    saved = {name for name in steps if (tmp_path / "stopped" / name / "state.safetensors").exists()}
+    assert saved == ({"a"} if stop_at == 8 else {"a", "b"})
+    ok("imp", *paths, "--levels", 1)
+    for name in steps:
+        same_levels(tmp_path / "whole" / name, tmp_path / "stopped" / name, 1)
 
 
 def test_a_full_disk_keeps_what_is_finished(ok, tmp_path):

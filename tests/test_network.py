@@ -69,14 +69,14 @@ def test_scoring_networks_share_no_start_with_a_replicate(digits, ok, tmp_path, 
 
 def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits):
     member = common.Member("m", recipe(), digits, 0)
-    list(common.train([member], digits, recipe(precision="bf16"), 2, peak=0.1))
+    list(common.train(common.Group([member], digits, recipe(precision="bf16")), 2, peak=0.1))
     state = [*member.weights().values(), *member.momentum.values()]
     assert {t.dtype for t in state} == {torch.float32}
     assert not member.failed
     images = digits.normalise(digits.test[:5])
     assert common.loss_of(member.net, images, digits.test_labels[:5], "bf16").dtype == torch.float32
     exact = common.Member("m", recipe(), digits, 0)
-    list(common.train([exact], digits, recipe(), 2, peak=0.1))
+    list(common.train(common.Group([exact], digits, recipe()), 2, peak=0.1))
     assert not torch.equal(exact.net.conv.weight, member.net.conv.weight)  # bf16 did something
     assert np.isclose(
         common.evaluate(exact.net, digits)[1], common.evaluate(member.net, digits)[1], rtol=0.05

@@ -69,7 +69,7 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(o
     seed = int(common.rng(common.SCORING, 0, 1).integers(2**32, 2**63))  # the second network, by hand
     recipe = {key: info.get(key, 1.0) for key in common.RECIPE}
     member = common.Member("by hand", recipe, digits, seed)
-    list(common.train([member], digits, recipe, 4, peak=recipe["lr"]))
+    list(common.train(common.Group([member], digits, recipe), 4, peak=recipe["lr"]))
     x = digits.normalise(digits.train_images()[:64])
     p = member.net.eval()(x).softmax(1).detach().numpy()
     error = np.linalg.norm(p - np.eye(10)[digits.labels[:64]], axis=1)

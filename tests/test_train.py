@@ -1,6 +1,7 @@
 """Training: against hand-written loops, alone and in company, from any starting step."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import common
 
 
 def run(members, data, stop, **more):
-    r = more.pop("recipe", recipe())
-    return list(common.train(members, data, r, stop, peak=more.pop("peak", 0.1), **more))
+    schedule = {"peak": more.pop("peak", 0.1), "level": more.pop("level", 0)}
+    group = common.Group(members, data, more.pop("recipe", recipe()), **more)
+    return list(common.train(group, stop, **schedule))
 
 
 def member(data, seed=0, name="m", **changes):
@@ -69,26 +71,33 @@ def test_pruned_weights_are_zero_at_every_step(digits):
     m = member(digits)
     masks = {name: (torch.arange(p.numel()).view(p.shape) % 3 > 0).float() for name, p in m.prunable.items()}
     m.rewind({name: t.clone() for name, t in m.weights().items()}, masks, 0)
-    for _ in common.train([m], digits, recipe(), 5, peak=0.1):
+    for _ in common.train(common.Group([m], digits, recipe()), 5, peak=0.1):
         assert not any(p[masks[name] == 0].any() for name, p in m.prunable.items())
         assert any(buffer.any() for buffer in m.momentum.values())
 
 
-def test_members_side_by_side_equal_members_alone(digits):
-    """Company, order and different first steps change no bit."""
-    starts = [0, 7, 3]
-    alone, together = [], []
-    for group in (alone, together):
-        for seed, start in enumerate(starts):
-            m = member(digits, seed, f"m{seed}")
+def replayed(group):
+    """On the CPU, the way of a GPU: a replay steps every member, those that wait or have failed included."""
+    group.replay = lambda: [group.step(m) for m in group.members]
+    return group
+
+
+@pytest.mark.parametrize("way", [lambda group: group, replayed])
+def test_members_side_by_side_equal_members_alone(digits, way):
+    """Company, order and different first steps change no bit, at two levels with one group."""
+    starts = [0, 7, 3, 25]
+    alone, together = ([member(digits, seed, f"m{seed}") for seed in range(4)] for _ in range(2))
+    group = way(common.Group(together[::-1], digits, recipe()))
+    for level in (1, 2):
+        for m, start in zip([*alone, *together], starts * 2):
             m.rewind({name: t.clone() for name, t in m.weights().items()}, m.masks, start)
-            group.append(m)
-    for m in alone:
-        run([m], digits, 25, level=1)
-    run(together[::-1], digits, 25, level=1)
-    assert all(same(a, b) for a, b in zip(alone, together))
-    assert [m.step for m in together] == [25] * 3
-    assert [a.loss_sum.item() for a in alone] == [b.loss_sum.item() for b in together]
+        for m in alone:
+            run([m], digits, 25, level=level)
+        for done in common.train(group, 25, peak=0.1, level=level):
+            assert [m.step for m in together] == [max(done, start) for start in starts]
+        assert all(same(a, b) for a, b in zip(alone, together))
+        assert [a.loss_sum.item() for a in alone] == [b.loss_sum.item() for b in together]
+        assert [m.loss_steps for m in together] == [20, 18, 20, 0]
 
 
 def test_all_data_pretraining_is_the_beginning_of_level_0(digits):
@@ -116,7 +125,7 @@ def test_a_rewound_member_sees_the_order_of_its_step(digits):
 def test_train_loss_is_the_mean_over_the_last_epoch(digits):
     m = member(digits)
     sums = []
-    for _ in common.train([m], digits, recipe(), 45, peak=0.1):
+    for _ in common.train(common.Group([m], digits, recipe()), 45, peak=0.1):
         sums.append((m.loss_sum.item(), m.loss_steps))
     assert [n for _, n in sums] == [*range(1, 26), *range(1, 21)]  # 20 batches an epoch
     assert sums[-1][1] == 20
@@ -140,14 +149,16 @@ def test_training_uses_the_subset_and_the_given_labels(digits):
     assert (common.predict(m.net, digits, digits.test).argmax(1) == 4).float().mean() > 0.95
 
 
-def test_one_diverging_member_stops_and_the_others_go_on(digits):
+@pytest.mark.parametrize("way", [lambda group: group, replayed])
+def test_one_diverging_member_stops_and_the_others_go_on(digits, way):
     good, bad, alone = member(digits, 0, "good"), member(digits, 1, "bad"), member(digits, 0)
     with torch.no_grad():
         bad.net.linear.weight.fill_(math.inf)
-    run([good, bad], digits, 10)
+    group = way(common.Group([good, bad], digits, recipe()))
+    list(common.train(group, 10, peak=0.1))
     run([alone], digits, 10)
     assert bad.failed
-    assert bad.step == 1
+    assert bad.step == (10 if group.replay else 1)  # a GPU is asked every 200 steps, and at the end
     assert not good.failed
     assert same(good, alone)
 
@@ -182,18 +193,51 @@ def test_evaluation_equals_numpy_and_is_in_eval_mode(digits):
     assert loss == pytest.approx(-logp[np.arange(500), labels].mean(), rel=1e-5)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_cuda_follows_the_cpu_and_company_changes_nothing():
-    from pathlib import Path
+# ---------------------------------------------------------------- on a GPU
 
-    device = common.resolve_device("cuda")
-    cpu, gpu = (common.load_data("digits", "digits", Path("data"), torch.device(d)) for d in ("cpu", device))
-    ours, theirs = member(cpu), member(gpu)
-    company = [member(gpu, seed, f"m{seed}") for seed in range(3)]
-    run([ours], cpu, 10)
-    run([theirs], gpu, 10)
-    run(company, gpu, 10)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture
+def gpu_digits():
+    return common.load_data("digits", "digits", Path("data"), common.resolve_device("cuda"))
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_a_gpu_follows_the_cpu(digits, gpu_digits):
+    ours, theirs = member(digits), member(gpu_digits)
+    run([ours], digits, 10)
+    run([theirs], gpu_digits, 10)
     for name, t in ours.weights().items():
         torch.testing.assert_close(theirs.weights()[name].cpu(), t, rtol=1e-2, atol=1e-3)
-    assert same(theirs, company[0])
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_step_is_the_step(gpu_digits, precision):
+    """A graph against eager steps, three networks from different starts, two levels with one recording."""
+    changes = recipe(precision=precision)
+    eager, recorded = ([member(gpu_digits, seed) for seed in range(3)] for _ in range(2))
+    before = [m.copy() for m in recorded]
+    groups = [common.Group(members, gpu_digits, changes) for members in (eager, recorded)]
+    for m, state in zip(recorded, before):
+        assert all(torch.equal(t, state[name]) for name, t in m.state().items())  # recording changed nothing
+    groups[0].replay = None
+    for level in (0, 1):
+        for group in groups:
+            for m, start in zip(group.members, (0, 7, 3)):
+                m.rewind({name: t.clone() for name, t in m.weights().items()}, m.masks, start)
+            list(common.train(group, 45, peak=0.1, level=level))
+        assert all(same(a, b) for a, b in zip(eager, recorded))
+        assert [m.loss_sum.item() for m in eager] == [m.loss_sum.item() for m in recorded]
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_on_a_gpu_company_changes_nothing(gpu_digits):
+    alone, company = member(gpu_digits), [member(gpu_digits, seed) for seed in range(5)]
+    run([alone], gpu_digits, 45)
+    run(company, gpu_digits, 45)
+    assert same(alone, company[0])
