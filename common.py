@@ -727,8 +727,8 @@ class Group:
 def record(group: Group) -> Callable[[], None]:
     """Record one step of every member, on parallel streams, as a CUDA graph; returns what replays it.
 
-    The members stay as they are. A replay costs the host one launch instead of a thousand. It works on the very
-    tensors that it was recorded with, so whoever changes them copies into them.
+    The members stay as they are. A replay costs the host one launch instead of a thousand, and works on the
+    very tensors that it was recorded with: whoever changes them copies into them.
     """
     streams = [torch.cuda.Stream() for _ in group.members]
 
@@ -767,7 +767,7 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
     first = min(m.step for m in members)
     for m in members:
         m.net.train()
-    # a recorded step is one of all members; those whose turn has not come get their state back when it does
+    # a recorded step is one of all members; those that start later get their state back in time
     later = {m: m.copy() for m in members if m.step > first} if group.replay else {}
     name = members[0].name if len(members) == 1 else f"{len(members)} networks, level {level}"
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
@@ -778,13 +778,13 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
         group.examples.copy_(group.tables[:, :, i])
         active = [m for m in members if m.step == step and not m.failed]
         for m in active:
-            if m in later:
-                m.restore(later.pop(m))
             if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
                 m.loss_sum.zero_()
                 m.loss_steps = 0
         if group.replay:
             group.replay()
+            for m in [m for m in later if m.step == step + 1]:
+                m.restore(later.pop(m))
         else:
             for m in active:
                 group.step(m)
@@ -796,8 +796,6 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
             if m.step == stop:  # no loss has seen the last update
                 m.failed = m.failed or not all(t.isfinite().all() for t in m.weights().values())
         yield step + 1
-    for m, state in later.items():  # those that were at the end before the others began
-        m.restore(state)
 
 
 @torch.no_grad()

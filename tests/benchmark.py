@@ -5,8 +5,8 @@ workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.
 Images are random; they cost what real ones of 32x32 pixels cost. Not part of the tests.
 
 "of matmul": the operations a second of our convolutions beside those of a large matrix product in the same
-precision; "of copy": the bytes that our step would move if every operation read and wrote memory (what is fused
-or cached moves less) beside those of a large copy. Both ceilings are measured first.
+precision; "of copy": the bytes that our step would move if every operation read and wrote memory (what is
+fused or cached moves less) beside those of a large copy. Both ceilings are measured first.
 
 writes  --out (a CSV of the table printed)
 python tests/benchmark.py --quick
