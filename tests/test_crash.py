@@ -254,10 +254,11 @@ def test_subsets_and_starting_points_killed_inside_every_write(run, tmp_path):
 # ------------------------------------------------------------ two at once
 
 
-def test_two_processes_started_together(run, tmp_path):
+@pytest.mark.parametrize("times", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_started_together(run, tmp_path, times):
     assert run(imp_command(run, tmp_path / "whole", 100, 1, 60)) == [0]
     assert run(score_command(tmp_path / "whole", 2, 20)) == [0]
-    for attempt in range(4):
+    for attempt in range(times):
         folder = tmp_path / str(attempt)
         command = imp_command(run, folder, 100, 1, 60)
         assert sorted(run(command, command)) == [0, 2]
