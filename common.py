@@ -963,7 +963,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # streams and graphs are made on the current one
+        torch.cuda.set_device(device.index or 0)  # streams and graphs are made on the current one
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     return device

@@ -24,6 +24,11 @@ STAGES = {"score": score_el2n, "subset": make_subset, "pretrain": pretrain, "imp
 TINY = ["--depth=8", "--width=2", "--batch-size=64", "--total-steps=45", "--milestones", "30", "40"]
 
 
+def pytest_configure(config):
+    if "cuda" not in config.getoption("-m"):  # the other tests compare bits with those of a CPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
@@ -81,8 +86,7 @@ TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "SCORE_FLAGS": "--networks 2 --steps 5
 def run_all(*arguments, cwd, **environment):
     """`bash run_all.sh ...` with this Python and these variables, free of those of the caller's machine."""
     environment = {"PYTHON": sys.executable} | {k: str(v) for k, v in environment.items()}
-    inherited = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
-    inherited = {k: v for k, v in inherited.items() if not k.startswith("SBATCH_")}
+    inherited = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k[:7] != "SBATCH_"}
     return subprocess.run(["bash", ROOT / "run_all.sh", *arguments], env=inherited | environment, cwd=cwd,
                           capture_output=True, text=True)  # fmt: skip
 
