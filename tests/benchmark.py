@@ -138,7 +138,7 @@ def ceilings(device: torch.device, precision: str) -> tuple[float, float]:
 
 
 def longest_kernels(loop: Iterator, device: torch.device, steps: int = 5) -> list[tuple[str, float]]:
-    """The ten kernels (on a CPU operations) that take most of a step, and the launch: name, seconds a step."""
+    """The ten kernels (on a CPU operations) with most of a step, and the launch: name, seconds a step."""
     cuda = device.type == "cuda"
     for _ in range(3):
         next(loop)
