@@ -819,7 +819,8 @@ class Parser(argparse.ArgumentParser):
     """A script's docstring is its help, and an error is one line without the usage."""
 
     def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)  # fmt: skip
 
     def error(self, message: str) -> None:
         raise InputError(message)

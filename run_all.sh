@@ -9,13 +9,18 @@
 #   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  PYTHON=python
 #   JOBS: groups that the IMP runs are dealt to (default: one a GPU, else one a core; with Slurm one for 8 runs on
 #     GPUs, else for each run)
-#   LAUNCHER=slurm: submit three jobs and return. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT=8:00:00,
-#     SBATCH_GRES=gpu:a100:1 (default: gpu:1 where the cluster lists GPUs) and sbatch's other variables do what they
-#     always do; WIDTH: IMP tasks at a time; SBATCH_FLAGS: more options, such as "--mem=16G --nice"
+#   LAUNCHER=slurm: submit three jobs and return. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT (default: the
+#     partition's), SBATCH_GRES=gpu:a100:1 (default: gpu:1 where the partition lists GPUs) and so on are sbatch's own;
+#     WIDTH: IMP tasks at a time; SBATCH_FLAGS: more of its options, such as "--mem=16G --nice"
 #   DRY_RUN=1: print the commands, or the job scripts, and the cost; with STEP_MS=1.0 (a step of one network) in hours
 set -euo pipefail
 fail() { echo "run_all.sh: error: $1" >&2; exit 2; }
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "needs bash 4.4"
+[[ ${1-} != -h && ${1-} != --help ]] || { sed -n '2,/^set /s/^# \?//p' "${BASH_SOURCE[0]}"; exit; }
+(($# < 3)) || fail "a preset and a figure, not $# arguments"
+whole() { # NAME VALUE LEAST
+  [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] && (($2 >= $3)) || fail "$1 must be a whole number from $3 on, not '$2'"
+}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 preset=${1:-digits}
 figure=${2:-fig2}
@@ -28,6 +33,8 @@ case $preset in
   *) fail "no preset '$preset': digits, cifar10, cifar100 or cinic10" ;;
 esac
 seeds=${SEEDS:-$([[ $preset == digits ]] && echo "0 1 2" || echo "0 1 2 3")}
+[[ $seeds =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || fail "SEEDS must be numbers with spaces between, not '$seeds'"
+dry_run=${DRY_RUN-} && dry_run=${dry_run#0}
 runs=${RUNS:-runs/$preset}
 figures=${FIGURES:-figures/$preset}
 python=${PYTHON:-python}
@@ -85,6 +92,10 @@ baselines() { # T [NOISE]: no pre-training, all data for t/2 and for t steps; le
   run all "" "$1" "${2-}"
 }
 
+case $preset-$figure in
+  digits-fig[367] | digits-tstar | cinic10-fig5) fail "no $figure for $preset" ;;
+  *-fig6) [[ $preset == cinic10 ]] || fail "fig6 is cinic10's; $preset has fig5" ;;
+esac
 case $figure in
   fig2) baselines $t; for scheme in random easy hard; do run $scheme $size $((t / 2)); done ;;
   fig5) baselines $t; for n in $sizes; do for scheme in random easy hard; do run $scheme "$n" $((t / 2)); done; done ;;
@@ -117,19 +128,26 @@ number() { # FLAG DEFAULT WORD...: the whole number that the words give a flag l
   echo "$value"
 }
 levels=$(number --levels "${LEVELS:-$levels}" ${IMP_FLAGS-})
-[[ $levels =~ ^[0-9]+$ ]] || fail "LEVELS must be a whole number, not '$levels'"
-[[ ${WIDTH-1} =~ ^[1-9][0-9]*$ ]] || fail "WIDTH must be 1 or more, not '$WIDTH'"
-[[ ${STEP_MS-0} =~ ^[0-9]*\.?[0-9]+$ ]] || fail "STEP_MS must be a number of milliseconds, not '$STEP_MS'"
 total=$(number --total-steps $total ${FLAGS-})
-scoring=$(($(number --networks $networks ${FLAGS-} ${SCORE_FLAGS-}) * $(number --steps $el2n ${FLAGS-} ${SCORE_FLAGS-})))
+networks=$(number --networks $networks ${FLAGS-} ${SCORE_FLAGS-})
+el2n=$(number --steps $el2n ${FLAGS-} ${SCORE_FLAGS-})
+at_once=$(number --at-once 8 ${IMP_FLAGS-})
+whole LEVELS "$levels" 0
+whole --total-steps "$total" 1
+whole --networks "$networks" 1
+whole --steps "$el2n" 0
+whole --at-once "$at_once" 1
+whole WIDTH "${WIDTH:-1}" 1
+[[ ${STEP_MS:-0} =~ ^[0-9]*\.?[0-9]+$ ]] || fail "STEP_MS must be a number of milliseconds, not '$STEP_MS'"
 
 todo=() finished=() steps=0 left=0
 for path in "${!scored[@]}"; do
-  steps=$((steps + scoring))
-  [[ -e $path ]] || left=$((left + scoring))
+  steps=$((steps + networks * el2n))
+  [[ -e $path ]] || left=$((left + networks * el2n))
 done
 for rewind in "${rewinds[@]}"; do
   t_r=${rewind_step[$rewind]} missing=0
+  ((t_r <= total)) || fail "pre-training takes $t_r steps, a whole training only $total"
   for ((level = 0; level <= levels; level++)); do
     printf -v path '%s/level%02d.safetensors' "${rewind%/*}" $level
     [[ -e $path ]] || missing=$((missing + 1))
@@ -141,20 +159,21 @@ for rewind in "${rewinds[@]}"; do
 done
 
 # ---------------------------------------------------------------- who does it: one imp.py for each GPU, core or task
-mapfile -t gpus < <(if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else
-  nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true; fi | grep -E '^[0-9]+$|^(GPU|MIG)-')
 if [[ $launcher == local ]]; then
+  devices=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)} || true
+  mapfile -t gpus < <(tr -d ' ' <<<"$devices" | tr , '\n' | grep -E '^([0-9]+|(GPU|MIG)-.*)$')
   on_gpus=${#gpus[@]}
   workers=$((on_gpus ? on_gpus : $(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)))
 else
-  listed=$(sinfo -h ${SBATCH_PARTITION:+-p "$SBATCH_PARTITION"} -o %G 2>/dev/null) || true
+  listed=$(sinfo -h -o '%P %G' ${SBATCH_PARTITION:+-p "$SBATCH_PARTITION"} 2>/dev/null) || true
+  [[ ${SBATCH_PARTITION-} ]] || listed=$(grep -F '* ' <<<"$listed") || true # the default partition
   gres=${SBATCH_GRES-$([[ $listed != *gpu* ]] || echo gpu:1)}
   on_gpus=${gres:+1}
-  each=$((on_gpus ? $(number --at-once 8 ${IMP_FLAGS-}) : 1)) # runs that share a GPU
+  each=$((on_gpus ? at_once : 1)) # runs that share a GPU
   workers=$(((${#todo[@]} + each - 1) / each + !${#todo[@]}))
 fi
 workers=${JOBS:-$workers}
-[[ $workers =~ ^[1-9][0-9]*$ ]] || fail "JOBS must be 1 or more, not '$workers'"
+whole JOBS "$workers" 1
 ((on_gpus)) || export OMP_NUM_THREADS=1 # numbers do not depend on how many cores the machine has
 
 prune=()
@@ -188,8 +207,7 @@ job() { # NAME TASKS COMMAND...: the script of an array job; its task i runs the
 #SBATCH --job-name=$name-$preset-$figure
 #SBATCH --array=0-$((tasks - 1))${WIDTH:+%$WIDTH}
 #SBATCH --output="$runs/logs/$name-%a.log" --open-mode=append
-#SBATCH --requeue --signal=B:USR1@120
-#SBATCH --time=${SBATCH_TIMELIMIT:-8:00:00}
+#SBATCH --requeue --signal=B:USR1@120${SBATCH_TIMELIMIT:+ --time=$SBATCH_TIMELIMIT}
 EOF
   if [[ $gres && $name != plot ]]; then
     printf '#SBATCH %s\n' "--gres=$gres" "--cpus-per-task=2"
@@ -227,7 +245,7 @@ EOF
 
 submit() { # NAME TASKS COMMAND...: after the job submitted before
   local options=(--parsable ${SBATCH_FLAGS-} ${after:+--dependency="$after" --kill-on-invalid-dep=yes}) id
-  if [[ ${DRY_RUN-} ]]; then
+  if [[ $dry_run ]]; then
     echo "# ---------------- sbatch ${options[*]}"
     job "$@"
     after=afterok:$1
@@ -241,9 +259,11 @@ submit() { # NAME TASKS COMMAND...: after the job submitted before
 }
 
 if [[ $launcher == slurm ]]; then
-  unset SBATCH_GRES # it is in the scripts that need it
-  jobs=() after=""
-  if [[ ! ${DRY_RUN-} ]]; then
+  unset SBATCH_GRES # it is in the scripts that need it; and these would take the place of what is in all of them:
+  unset SBATCH_ARRAY_INX SBATCH_JOB_NAME SBATCH_NO_REQUEUE SBATCH_OPEN_MODE SBATCH_OUTPUT SBATCH_SIGNAL
+  jobs=() before="" after=""
+  [[ $PWD/$runs != *[%\"\\]* ]] || fail "Slurm takes no log path with %, \" or \\ in it: $PWD/$runs"
+  if [[ ! $dry_run ]]; then
     type -P sbatch >/dev/null || fail "LAUNCHER=slurm needs sbatch"
     mkdir -p "$runs/logs"
     if [[ -s $runs/logs/jobs ]]; then
@@ -258,25 +278,27 @@ if [[ $launcher == slurm ]]; then
   submit plot 1 "${draw[@]}"
   plan
   trap - EXIT
-  [[ ! ${DRY_RUN-} ]] || exit 0
-  (IFS=,; echo "${jobs[*]}" >"$runs/logs/jobs")
+  [[ ! $dry_run ]] || exit 0
+  tr -s ': ' , <<<"$before ${jobs[*]}" | sed 's/^,//' >"$runs/logs/jobs"
   echo "== squeue --me shows them, scancel ${jobs[*]} stops them"
   exit
 fi
 
 # ---------------------------------------------------------------- on this machine: wave after wave
-if [[ ${DRY_RUN-} ]]; then
+if [[ $dry_run ]]; then
   printf '%s\n' "${scores[@]}" "${subsets[@]}" "${starts[@]}" "${prune[@]}" "${draw[@]}" | sed '/^$/d'
   plan
   exit
 fi
 
 set -m # every worker is a process group of its own, so that stopping one leaves no orphan
-pids=()
 finish() {
+  trap '' INT TERM HUP USR1
   trap - EXIT
-  for pid in "${pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done # imp.py saves, then ends
-  for pid in "${pids[@]}"; do while kill -0 -- "-$pid" 2>/dev/null; do sleep 0.1; done; done
+  running=$(jobs -p)
+  for pid in $running; do kill -TERM -- "-$pid" 2>/dev/null || true; done # imp.py saves, then ends
+  # again, as the first may have come before a worker listened
+  for pid in $running; do while kill -TERM -- "-$pid" 2>/dev/null; do sleep 0.1; done; done
   [[ ! -s $runs/logs/failed ]] || { # status, command and log of the first failure
     mapfile -t failed <"$runs/logs/failed"
     printf 'run_all.sh: status %s from\n  %s\nThe end of %s:\n' "${failed[@]}"
@@ -286,6 +308,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+trap 'exit 129' HUP
 trap 'exit 1' USR1 # a worker failed
 
 work() { # WORKER LOG COMMAND...: run every workers-th command, one after another
@@ -317,7 +340,7 @@ wave() { # NAME COMMAND...: deal the commands of a wave to the workers; stop all
   done
   echo "== $name: $# commands, $w at a time, logs:"
   list_logs "$name" $w
-  wait "${pids[@]}"
+  for pid in "${pids[@]}"; do wait "$pid"; done # for all of them at once it would tell the status of the last
 }
 
 wave score "${scores[@]}"

@@ -80,7 +80,7 @@ def snapshot(folder):
 # ---------------------------------------------------------------- run_all.sh
 
 TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "SCORE_FLAGS": "--networks 2 --steps 5",
-             "FLAGS": "--depth 8 --width 2 --total-steps 500 --milestones 400"}  # fmt: skip
+             "FLAGS": "--depth 8 --width 2 --total-steps 300 --milestones 250"}  # fmt: skip
 
 
 def run_all(*arguments, cwd, **environment):

@@ -397,7 +397,7 @@ def test_unfinished_replicates_cost_as_little_as_possible():
 @pytest.mark.parametrize("replicates", [3, 4, 8])
 def test_without_a_difference_better_and_worse_are_rare(replicates):
     """At most 3.5% each (2.5% is nominal), whatever part of the scatter a replicate's levels share."""
-    draw, times, counts = np.random.default_rng(replicates), 4000, {}
+    draw, times, counts = np.random.default_rng(replicates), 2000, {}
     for shared in (0.0, 0.9):
         rows = np.sqrt(1 - shared) * draw.normal(size=(2 * times, replicates, 9))
         rows += np.sqrt(shared) * draw.normal(size=(2 * times, replicates, 1))

@@ -79,7 +79,9 @@ def test_runs_are_dealt_round_robin_to_the_gpus(tmp_path, gpus):
     assert {line.count("rewind.safetensors") for line in groups} == {24 // gpus}
 
 
-@pytest.mark.parametrize("arguments", [["imagenet"], ["cifar10", "fig9"]])
+@pytest.mark.parametrize(
+    "arguments", [["imagenet"], ["cifar10", "fig9"], ["digits", "tstar"], ["cifar100", "fig6"]]
+)
 def test_bad_arguments_are_one_line(tmp_path, arguments):
     done = run_all(*arguments, cwd=tmp_path)
     assert done.returncode == 2
@@ -142,10 +144,15 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
 
 NOTE = """#!/usr/bin/env bash
 echo "${CUDA_VISIBLE_DEVICES-unset}|${OMP_NUM_THREADS-unset}|$*" >>noted
-[[ -e bad ]] || exit 0
-case "$*" in
-  *imp.py*all-t0/seed0*) sleep 0.5; echo "it broke" >&2; exit 1 ;;
-  *imp.py*) sleep 60 & trap 'kill $!; echo "||saved" >>noted; exit 143' TERM; wait ;;
+how=$(cat how 2>/dev/null)
+case "$how $*" in
+  "slowly "*imp.py*all-t0/seed0*) sleep 0.5; echo "it broke" >&2; exit 1 ;;
+  "at once "*imp.py*all-t0/seed0*) exit 1 ;;
+  "stopped "*imp.py*all-t0/seed0*) sleep 0.5; kill -TERM $$ ;;
+  "slowly "*imp.py* | "at once "*imp.py*)
+    sleep 60 &
+    trap 'kill $!; echo "||saved" >>noted; exit 143' TERM
+    wait ;;
 esac
 """
 
@@ -208,7 +215,7 @@ def test_what_is_finished_is_dealt_evenly_too(fake, tmp_path):
 
 
 def test_a_failing_group_stops_the_others_and_is_named(fake, tmp_path):
-    (tmp_path / "bad").touch()
+    (tmp_path / "how").write_text("slowly")
     began = time.monotonic()
     done = fake(CUDA_VISIBLE_DEVICES="0,1,2")
     assert done.returncode == 1
@@ -218,6 +225,22 @@ def test_a_failing_group_stops_the_others_and_is_named(fake, tmp_path):
     assert "plot.py" not in (tmp_path / "noted").read_text()
     assert len(noted(tmp_path, "saved")) == 2  # the two others had the time to save
     assert not subprocess.run(["pgrep", "-f", f"{tmp_path}/fake python"], capture_output=True).stdout
+
+
+@pytest.mark.parametrize("times", range(3))
+def test_a_failure_while_groups_are_still_being_started(fake, tmp_path, times):
+    (tmp_path / "how").write_text("at once")
+    done = fake(CUDA_VISIBLE_DEVICES="", JOBS=12)
+    assert done.returncode == 1
+    assert not subprocess.run(["pgrep", "-f", f"{tmp_path}/fake python"], capture_output=True).stdout
+
+
+def test_a_group_that_was_stopped_is_no_success(fake, tmp_path):
+    (tmp_path / "how").write_text("stopped")
+    done = fake(CUDA_VISIBLE_DEVICES="0,1")
+    assert done.returncode == 1
+    assert "run_all.sh: status 143 from\n" in done.stderr
+    assert "plot.py" not in (tmp_path / "noted").read_text()
 
 
 # ---------------------------------------------------------------- the plan of cost
@@ -238,8 +261,8 @@ def test_the_plan_knows_flags_and_what_is_there(demonstration):
     where, _ = demonstration
     more = TINY_RUNS | {"LEVELS": "", "IMP_FLAGS": "--save-every 9 --levels=3", "SEEDS": "0 1"}
     done = run_all(cwd=where, RUNS="my runs/digits", DRY_RUN=1, **more)
-    left = 2 * sum(500 - t for t in (0, 10, 20, 10, 10, 10)) - sum(500 - t for t in (0, 10, 20, 10, 10, 10))
-    seed1 = sum(t + 4 * (500 - t) for t in (0, 10, 20, 10, 10, 10))
+    left = 2 * sum(300 - t for t in (0, 10, 20, 10, 10, 10)) - sum(300 - t for t in (0, 10, 20, 10, 10, 10))
+    seed1 = sum(t + 4 * (300 - t) for t in (0, 10, 20, 10, 10, 10))
     assert f"# {2 * 5 + 2 * seed1} training steps, {left + seed1} of them to do\n" in done.stdout
 
 
@@ -259,7 +282,8 @@ def test_the_plan_and_the_stages_know_the_same_presets(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("LEVELS", "many"), ("STEP_MS", "fast"), ("LAUNCHER", "pbs"), ("STEP_MS", ""), ("LEVELS", "-1")],
+    [("LEVELS", "many"), ("LEVELS", "-1"), ("LEVELS", "08"), ("LEVELS", "9" * 20), ("STEP_MS", "fast"),
+     ("LAUNCHER", "pbs"), ("WIDTH", "0"), ("SEEDS", "0,1"), ("SEEDS", " ")],
 )
 def test_bad_settings_are_one_line(tmp_path, name, value):
     done = run_all(cwd=tmp_path, DRY_RUN=1, **{name: value})
@@ -285,6 +309,27 @@ def test_slurm_where_there_is_none(tmp_path):
         assert "OMP_NUM_THREADS" not in script
     assert "gpu" not in plot
     assert "#SBATCH --array=0-2%2\n" in imp  # 24 runs, eight on a GPU
-    assert done.stdout.count("#SBATCH --time=2:00:00\n") == 3
+    assert done.stdout.count(" --time=2:00:00\n") == 3
     assert done.stdout.count(" --mem=16G --nice") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_slurm_asks_for_what_the_partition_has(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sinfo").write_text('''#!/bin/bash
+[[ "$*" == *"-p gpu"* ]] || echo "cpu* (null)"
+echo "gpu gpu:a100:4(S:0-1)"''')
+    (tools / "sinfo").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    for settings, asked in [({}, 0), ({"SBATCH_PARTITION": "gpu"}, 2), ({"SBATCH_GRES": "gpu:h100:1"}, 2),
+                            ({"SBATCH_PARTITION": "gpu", "SBATCH_GRES": ""}, 0)]:  # fmt: skip
+        done = run_all(cwd=tmp_path, LAUNCHER="slurm", DRY_RUN=1, PATH=path, **settings)
+        assert done.stdout.count("#SBATCH --gres=") == asked
+        assert f"#SBATCH --array=0-{2 if asked else 17}\n" in done.stdout  # 18 runs, eight on a GPU
+
+
+def test_a_log_path_that_slurm_would_take_for_a_pattern(tmp_path):
+    done = run_all(cwd=tmp_path, LAUNCHER="slurm", DRY_RUN=1, RUNS="50%/runs")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "50%/runs" in done.stderr

@@ -150,11 +150,11 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(demonstratio
 
 
 def test_a_failure_stops_what_depends_on_it(tmp_path):
-    prepare, imp, plot = submit(tmp_path, SCORE_FLAGS="--networks 0")
+    prepare, imp, plot = submit(tmp_path, SCORE_FLAGS="--lr 0")
     wait_for(lambda: state(plot) == "CANCELLED")
     assert (state(prepare), job(prepare)["ExitCode"], state(imp)) == ("FAILED", "2:0", "CANCELLED")
     said = (tmp_path / "runs" / "digits" / "logs" / "prepare-0.log").read_text()
-    assert re.search(r"--networks must be .*\nstatus 2 from /", said)
+    assert re.search(r"--lr must be .*\nstatus 2 from /", said)
     assert not list(tmp_path.glob("runs/digits/*/seed0"))
 
 
@@ -162,9 +162,12 @@ def test_a_second_submission_waits_for_the_first(tmp_path):
     first = submit(tmp_path)
     second = submit(tmp_path)
     assert job(second[0])["Dependency"] == ",".join(f"afterany:{n}_*(unfulfilled)" for n in first)
-    shell("scancel", *first)
-    wait_for(lambda: state(second[0]) == "RUNNING")
     shell("scancel", *second)
+    third = submit(tmp_path)
+    assert job(third[0])["Dependency"] == ",".join(f"afterany:{n}_*(unfulfilled)" for n in first)
+    shell("scancel", *first)
+    wait_for(lambda: state(third[0]) == "RUNNING")
+    shell("scancel", *third)
 
 
 def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path):
