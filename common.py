@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -314,10 +315,10 @@ class Data:
 
 def read_digits(root: Path) -> tuple:
     """UCI digits as scikit-learn ships them: 8x8, grey levels 0 to 16; 50 fixed test images of each class."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = images.astype(np.uint8).reshape(-1, 8, 8, 1)
+    # its file alone: importing scikit-learn takes a second, and the demonstration starts dozens of processes
+    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    images, labels = rows[:, :-1].reshape(-1, 8, 8, 1), rows[:, -1]
     draw = np.random.default_rng(0)
     test = np.sort(np.concatenate([draw.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)]))
     train = np.setdiff1d(np.arange(len(labels)), test)

@@ -49,11 +49,10 @@ which_data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} "${data[@]}")
 
 # ---------------------------------------------------------------- what to run: each wave needs the ones before it
 scores=() subsets=() starts=() rewinds=()
-declare -A known=() scored=() rewind_step=()
+declare -A known=() scored=() rewind_step=() pretraining=()
 
-add() { # WAVE COMMAND...: put a command into a wave, once
+add() { # WAVE COMMAND...: put a command into a wave, once; it is in $line then
   local -n wave=$1
-  local line
   printf -v line '%q ' "$python" "$here/$2" "${@:3}"
   [[ ${known[$line]-} ]] || wave+=("$line")
   known[$line]=1
@@ -82,7 +81,7 @@ run() { # SCHEME SIZE STEPS [NOISE [PRETRAINING RATE]]: one setting, all its rep
     add starts pretrain.py "${which_data[@]}" "${subset[@]}" "${label[@]}" --steps "$steps" --seed "$seed" \
       ${own_rate:+--pretrain-lr "$own_rate"} ${FLAGS-} --out "$rewind"
     [[ ${rewind_step[$rewind]-} ]] || rewinds+=("$rewind")
-    rewind_step[$rewind]=$steps
+    rewind_step[$rewind]=$steps pretraining[$rewind]=$line
   done
 }
 
@@ -176,12 +175,16 @@ workers=${JOBS:-$workers}
 whole JOBS "$workers" 1
 ((on_gpus)) || export OMP_NUM_THREADS=1 # numbers do not depend on how many cores the machine has
 
-prune=()
+prune=() tasks=() # a task has the pre-trainings of its runs too
 rewinds=("${todo[@]}" "${finished[@]}") # dealt round-robin, so that every worker has its share of what is left
 for ((w = 0; w < workers && w < ${#rewinds[@]}; w++)); do
-  mine=()
-  for ((i = w; i < ${#rewinds[@]}; i += workers)); do mine+=("${rewinds[i]}"); done
+  mine=() task=""
+  for ((i = w; i < ${#rewinds[@]}; i += workers)); do
+    mine+=("${rewinds[i]}")
+    task+=${pretraining[${rewinds[i]}]}$'\n'
+  done
   add prune imp.py "${data[@]}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-} "${mine[@]}"
+  tasks+=("$task$line")
 done
 
 list_logs() { # NAME COUNT
@@ -199,13 +202,13 @@ plan() {
 }
 
 # ---------------------------------------------------------------- on a cluster: three jobs, each waits for the one before
-job() { # NAME TASKS COMMAND...: the script of an array job; its task i runs the commands i, i + TASKS, ... in turn
-  local name=$1 tasks=$2 i c
-  shift 2
+job() { # NAME TASK...: the script of an array job; a task is some lines of commands
+  local name=$1 i=0 task
+  shift
   cat <<EOF
 #!/bin/bash
 #SBATCH --job-name=$name-$preset-$figure
-#SBATCH --array=0-$((tasks - 1))${WIDTH:+%$WIDTH}
+#SBATCH --array=0-$(($# - 1))${WIDTH:+%$WIDTH}
 #SBATCH --output="$runs/logs/$name-%a.log" --open-mode=append
 #SBATCH --requeue --signal=B:USR1@120${SBATCH_TIMELIMIT:+ --time=$SBATCH_TIMELIMIT}
 EOF
@@ -235,15 +238,13 @@ run() {
 }
 case $SLURM_ARRAY_TASK_ID in
 EOF
-  for ((i = 0; i < tasks; i++)); do
-    echo "$i)"
-    for ((c = i + 1; c <= $#; c += tasks)); do echo "  run ${!c}"; done
-    echo "  ;;"
+  for task in "$@"; do
+    printf '%s)\n%s\n  ;;\n' $((i++)) "$(sed 's/^/  run /' <<<"$task")"
   done
   echo "esac"
 }
 
-submit() { # NAME TASKS COMMAND...: after the job submitted before
+submit() { # NAME TASK...: after the job submitted before
   local options=(--parsable ${SBATCH_FLAGS-} ${after:+--dependency="$after" --kill-on-invalid-dep=yes}) id
   if [[ $dry_run ]]; then
     echo "# ---------------- sbatch ${options[*]}"
@@ -254,8 +255,8 @@ submit() { # NAME TASKS COMMAND...: after the job submitted before
   id=$(job "$@" | sbatch "${options[@]}")
   after=afterok:${id%%;*} # other clusters: id;cluster
   jobs+=("${id%%;*}")
-  echo "== $1: job ${id%%;*}, $2 tasks, logs:"
-  list_logs "$1" "$2"
+  echo "== $1: job ${id%%;*}, $(($# - 1)) tasks, logs:"
+  list_logs "$1" $(($# - 1))
 }
 
 if [[ $launcher == slurm ]]; then
@@ -272,10 +273,9 @@ if [[ $launcher == slurm ]]; then
     fi
     trap '[[ ! ${jobs[*]} ]] || scancel "${jobs[@]}"' EXIT # all or none
   fi
-  prepare=("${scores[@]}" "${subsets[@]}" "${starts[@]}")
-  submit prepare 1 "${prepare[@]}"
-  submit imp ${#prune[@]} "${prune[@]}"
-  submit plot 1 "${draw[@]}"
+  ((${#subsets[@]} == 0)) || submit prepare "$(printf '%s\n' "${scores[@]}" "${subsets[@]}" | sed '/^$/d')"
+  submit imp "${tasks[@]}"
+  submit plot "${draw[@]}"
   plan
   trap - EXIT
   [[ ! $dry_run ]] || exit 0

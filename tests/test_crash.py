@@ -45,8 +45,6 @@ def serve() -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import imp
 
-    import sklearn.datasets  # noqa: F401
-    import torch
 
     import common
     import make_subset
