@@ -45,6 +45,7 @@ def serve() -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import imp
 
+    import torch
 
     import common
     import make_subset
