@@ -701,8 +701,6 @@ class Group:
         self.rate = torch.zeros((), **place)
         self.examples = torch.zeros(len(members), 4, batch, dtype=torch.int64, **place)
         self.tables = torch.zeros(len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place)
-        for m in members:
-            m.net.train()
         self.replay = record(self) if self.labels.is_cuda else None
 
     def load_epoch(self, level: int, epoch: int) -> None:
@@ -743,6 +741,8 @@ def record(group: Group) -> Callable[[], None]:
             here.wait_stream(stream)
 
     kept = [m.copy() for m in group.members]
+    for m in group.members:
+        m.net.train()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # cuDNN and cuBLAS set themselves up, stream by stream

@@ -327,10 +327,9 @@ work() { # WORKER LOG COMMAND...: run every workers-th command, one after anothe
 }
 
 wave() { # NAME COMMAND...: deal the commands of a wave to the workers; stop all at the first failure
-  local name=$1 w log
+  local name=$1 w log pid pids=()
   shift
   (($#)) || return 0
-  pids=()
   mkdir -p "$runs/logs"
   rm -f "$runs/logs/failed"
   for ((w = 0; w < workers && w < $#; w++)); do
