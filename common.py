@@ -749,8 +749,11 @@ def record(group: Group) -> Callable[[], None]:
         for _ in range(3):
             steps()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        steps()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            steps()
+    except RuntimeError as error:  # what cut a recording short (memory, a signal) makes its end fail too
+        raise error.__context__ or error from None
     for m, state in zip(group.members, kept):
         m.restore(state)
     return graph.replay

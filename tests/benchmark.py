@@ -8,6 +8,9 @@ TF32 is off and cuDNN deterministic for both. Images are random; they cost what 
 precision; "of copy": the bytes that our step would move if every operation read and wrote memory (what is
 fused or cached moves less) beside those of a large copy. Both ceilings are measured first.
 
+--compile asks what fusing would bring: forward pass and loss of our step go through torch.compile, once for
+all networks; what is around them stays. The stages do not: where this was measured it brought nothing.
+
 writes  --out (a CSV of the table printed)
 python tests/benchmark.py --quick
 """
@@ -113,7 +116,8 @@ class Traffic(TorchDispatchMode):
 
 def cost(group: common.Group) -> tuple[int, int]:
     """(floating-point operations of convolutions and matrix products, bytes moved) of one eager step."""
-    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, FlopCounterMode(display=False) as flops, Traffic() as traffic:
         group.step(group.members[0])
     return flops.get_total_flops(), traffic.moved
 
@@ -188,6 +192,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our loop")
+    parser.add_argument("--compile", action="store_true", help="fuse forward pass and loss of our loop")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
     parser.add_argument("--steps", type=int, help="steps a turn (4; on a GPU 200, 50 of the plain loop)")
     parser.add_argument("--out", type=Path, default=Path("benchmark.csv"), help="CSV (benchmark.csv)")
@@ -199,7 +204,10 @@ def main() -> None:
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(torch.cuda.get_device_name(device) if cuda else cores, torch.backends.cpu.get_cpu_capability(),
           f"torch {torch.__version__}", f"Python {platform.python_version()}",
-          f"{args.rounds} rounds of {steps} steps", f"ours in {precision}", sep=", ")  # fmt: skip
+          f"{args.rounds} rounds of {steps} steps",
+          f"ours in {precision}{', compiled' if args.compile else ''}", sep=", ")  # fmt: skip
+    if args.compile:
+        common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
     operations, bandwidth = ceilings(device, precision)
     print(f"{precision} matrix product {operations / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
     draw = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recipe
+from conftest import TINY, recipe
 
 import common
 
@@ -252,3 +252,18 @@ def test_a_recorded_step_is_the_step_and_company_changes_nothing(precision):
         for a, b in [*zip(eager, recorded), (alone[0], recorded[0])]:
             assert same(a, b)
             assert a.loss_sum.item() == b.loss_sum.item()
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_out_of_gpu_memory_says_what_to_lower(ok, call, tmp_path):
+    rewind = tmp_path / "rewind.safetensors"
+    ok("pretrain", *TINY, "--steps", 0, "--device", "cpu", "--out", rewind)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        status, _, err = call("imp", rewind, "--device", "cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert status == 1
+    assert "lower --at-once" in err
