@@ -115,12 +115,8 @@ def to_json(value: object, indent: int | None = None) -> bytes:
 
 def parse_json(path: Path, text: bytes | str) -> dict:
     """A JSON object; InputError for anything else, NaN and bottomless nesting included."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=int)  # which refuses NaN and Infinity
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(value, dict):
@@ -151,25 +147,16 @@ def atomic_write(path: Path, content: bytes) -> None:
         raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of an output, or say in one line why that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write to {folder}: Permission denied")
-
-
 def check_output(path: Path, suffix: str) -> None:
     """InputError where --out has another suffix, is a folder, or would replace somebody else's .json."""
     if path.suffix != suffix:
         raise InputError(f"--out must end in {suffix}: {path}")
     if path.is_dir():
         raise InputError(f"--out is a folder: {path}")
-    sidecar = read_sidecar(path) if suffix == ".npy" else {}
-    if sidecar and "fingerprint" not in sidecar:
-        raise InputError(f"{path.with_suffix('.json')} is in the way, it was not written by this toolkit")
+    sidecar = path.with_suffix(".json")
+    there = suffix == ".npy" and sidecar.exists()
+    if there and "fingerprint" not in parse_json(sidecar, read_bytes(sidecar)):
+        raise InputError(f"{sidecar} is in the way, it was not written by this toolkit")
 
 
 def is_level_or_state(path: Path) -> bool:
@@ -179,10 +166,14 @@ def is_level_or_state(path: Path) -> bool:
 
 def lock(path: Path) -> io.TextIOBase:
     """Hold path until this process ends or the result is closed. The file stays: unlinking it would race."""
-    handle = open(path, "a+")  # noqa: SIM115
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.seek(0)
         raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
     handle.truncate(0)
@@ -194,8 +185,7 @@ def lock(path: Path) -> io.TextIOBase:
 def digest(tensors: dict[str, Tensor], info: dict) -> str:
     """sha256 over names, dtypes, shapes and bytes of tensors, and over info."""
     parts = [to_json(info)]
-    for name in sorted(tensors):
-        t = tensors[name].contiguous()
+    for name, t in sorted(tensors.items()):
         parts += [f"{name} {t.dtype} {list(t.shape)}".encode(), t.numpy().tobytes()]
     return sha256(*parts)
 
@@ -348,14 +338,14 @@ def read_cinic10(root: Path) -> tuple:
         with fetching(root, name, url, md5):
             if not tree.is_dir():  # while this one waited, another process may have made it
                 fetch_archive(url, root / name, md5, tree)
-    return read_trees(tree, ["train", "valid"], ["test"], cache, trust=True)
+    return read_trees(tree, ["train", "valid"], cache, trust=True)
 
 
 def read_folder(root: Path) -> tuple:
     """Any train/<class>/* and test/<class>/* tree of images."""
     if (root / "valid").is_dir():
         print(f"note: --dataset folder ignores {root / 'valid'}", file=sys.stderr)
-    return read_trees(root, ["train"], ["test"], root / ".images.safetensors")
+    return read_trees(root, ["train"], root / ".images.safetensors")
 
 
 READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "folder": read_folder,
@@ -365,16 +355,16 @@ READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "fo
 @contextlib.contextmanager
 def fetching(root: Path, name: str, url: str, md5: str) -> Iterator[None]:
     """One process fetches, the others wait; without a network, one line that says what to put where."""
-    prepare_folder(root)
-    with exclusive(root):
-        try:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with exclusive(root):
             yield
-        except (OSError, RuntimeError) as error:
-            reason = str(error).split("\n")[0]
-            raise InputError(
-                f"{root / name} is missing and cannot be fetched ({reason}): put {url} there (md5 {md5}), "
-                "or name the folder that has it with --data-dir"
-            ) from None
+    except (OSError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{root / name} is missing and cannot be fetched ({reason}): put {url} there (md5 {md5}), "
+            "or name the folder that has it with --data-dir"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -386,28 +376,25 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def fetch_archive(url: str, path: Path, md5: str, tree: Path) -> None:
-    import tarfile
+    from torchvision.datasets.utils import download_and_extract_archive
 
-    from torchvision.datasets.utils import download_url
-
-    download_url(url, path.parent, path.name, md5)
-    partial = path.parent / ".CINIC-10.partial"
-    with tarfile.open(path) as archive:
-        archive.extractall(partial, filter="data")
-    os.replace(partial / "CINIC-10" if (partial / "CINIC-10").is_dir() else partial, tree)
+    unpacked = path.parent / ".CINIC-10.partial"
+    download_and_extract_archive(url, path.parent, unpacked, path.name, md5)
+    os.replace(unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree)
 
 
 CACHED = ("train", "labels", "test", "test_labels")
 
 
-def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust=False) -> tuple:
+def read_trees(root: Path, train: list[str], cache: Path, trust=False) -> tuple:
     """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
 
     Every stage would decode the small files anew, so the arrays are kept in `cache` until a file changes.
     """
     stamp = None
     if not (trust and cache.exists()):
-        parts = [list_images(root, splits, class_names(root / train[0])) for splits in (train, test)]
+        classes = class_names(root / "train")
+        parts = [list_images(root, splits, classes) for splits in (train, ["test"])]
         stats = [(file, os.lstat(file)) for files, _ in parts for file in files]
         stamp = sha256(*(f"{file} {s.st_size} {s.st_mtime_ns}".encode() for file, s in stats))
     if cache.exists():
@@ -417,10 +404,10 @@ def read_trees(root: Path, train: list[str], test: list[str], cache: Path, trust
         if stamp in (None, info["stamp"]):
             return info["classes"], *(tensors[name].numpy() for name in CACHED)
     arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
-    info = {"classes": class_names(root / train[0]), "stamp": stamp}
+    info = {"classes": classes, "stamp": stamp}
     with contextlib.suppress(OSError, Failure), exclusive(cache.parent):  # a read-only folder goes without
         save_tensors(cache, {name: torch.from_numpy(a) for name, a in zip(CACHED, arrays)}, info)
-    return info["classes"], *arrays
+    return classes, *arrays
 
 
 def class_names(folder: Path) -> list[str]:
@@ -574,6 +561,10 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(4 * width, classes)
 
+    def prunable(self) -> dict[str, nn.Parameter]:
+        """Weights of convolutions and of the linear layer, in state-dict order."""
+        return {name: p for name, p in self.named_parameters() if p.dim() > 1}
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.bn(self.conv(x)).relu_())
         return self.linear(x.mean((2, 3)))
@@ -606,8 +597,7 @@ class Member:
         self.net.to(data.labels.device, memory_format=torch.channels_last)
         self.parameters = dict(self.net.named_parameters())
         self.momentum = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        # convolutions and the linear layer
-        self.prunable = {name: p for name, p in self.parameters.items() if p.dim() > 1}
+        self.prunable = self.net.prunable()
         self.masks = {name: torch.ones_like(p) for name, p in self.prunable.items()}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=data.labels.device)
         self.loss_steps = 0
@@ -773,7 +763,7 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
         m.net.train()
     # a recorded step is one of all members; those that start later get their state back in time
     later = {m: m.copy() for m in members if m.step > first} if group.replay else {}
-    name = members[0].name if len(members) == 1 else f"{len(members)} networks, level {level}"
+    name = members[0].name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, per_epoch)
         if step == first or i == 0:
@@ -831,39 +821,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_data_flags(parser: Parser) -> None:
+    """One set of flags serves score_el2n.py, make_subset.py and pretrain.py; the second trains nothing."""
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="experiment of the paper (default: digits, or what --dataset says)")
     add("--dataset", choices=READERS, help="default: the preset's; folder reads train/CLASS/*, test/CLASS/*")
+    add("--label-noise", type=float, help="share of labels drawn anew, 0 to 1 (default: the input's, else 0)")
+    add("--noise-seed", type=int, help="which draw of the label noise (default: the input's, else 0)")
+    for name, (kind, _, _, meaning) in HYPERPARAMETERS.items():
+        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name)})"
+        add(spell(name), type=kind, nargs=nargs, metavar="X", help=text)
+    meaning = f"auto is bf16 where it is faster ({defaults('precision')})"
+    add("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
     add_place_flags(parser)
 
 
 def add_place_flags(parser: Parser) -> None:
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (default: data)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: a GPU if any)")
     add("--force", action="store_true", help="start over where the output exists")
-
-
-def add_noise_flags(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--label-noise", type=float, help="share of labels drawn anew, 0 to 1 (default: the input's, else 0)")
-    add("--noise-seed", type=int, help="which draw of the label noise (default: the input's, else 0)")
-
-
-def add_device_flag(parser: Parser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: a GPU if any)")
-
-
-def add_training_flags(parser: Parser) -> None:
-    add_device_flag(parser)
-    meaning = f"auto is bf16 where it is faster ({defaults('precision')})"
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
-    add_hyperparameter_flags(parser)
-
-
-def add_hyperparameter_flags(parser: Parser) -> None:
-    for name, (kind, _, _, meaning) in HYPERPARAMETERS.items():
-        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name)})"
-        parser.add_argument(spell(name), type=kind, nargs=nargs, metavar="X", help=text)
 
 
 def defaults(name: str) -> str:
@@ -902,7 +878,7 @@ def resolve_recipe(args: argparse.Namespace, device: torch.device | None = None)
     return recipe
 
 
-def check_hyperparameters(recipe: dict, spell: Callable[[str], str] = str) -> None:
+def check_hyperparameters(recipe: dict, spell: Callable[[str], str]) -> None:
     """InputError unless every hyperparameter has its type and a usable value."""
     for name, (kind, usable, what, _) in HYPERPARAMETERS.items():
         values = recipe[name] if name == "milestones" else [recipe[name]]
@@ -917,10 +893,7 @@ def check_recipe(path: Path, recipe: object) -> dict:
     missing = sorted(set(RECIPE) - set(recipe if isinstance(recipe, dict) else ()))
     if missing:
         raise InputError(f"{path}: not a file of pretrain.py, its recipe lacks {', '.join(missing)}")
-    try:
-        check_hyperparameters(recipe)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    check_hyperparameters(recipe, lambda name: f"{path}: {name}")
     choices = {"preset": [*PRESETS], "dataset": [*READERS], "precision": ["fp32", "bf16"], "scheme": SCHEMES}
     word = 2**32 - 1
     ranges = {"classes": word, "seed": word, "noise_seed": word, "rewind_step": recipe["total_steps"]}
@@ -1029,7 +1002,7 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except InputError as error:
         message, status = f"error: {error}", 2
     except torch.cuda.OutOfMemoryError:
-        message, status = "out of GPU memory: lower --at-once or --batch-size", 1
+        message, status = "out of GPU memory: lower --at-once (of imp.py) or --batch-size", 1
     except (Failure, OSError) as error:
         message, status = str(error), 1
     finally:

@@ -96,8 +96,7 @@ def check_start(path: Path, run: Run, data: common.Data) -> None:
     with torch.device("meta"):
         net = common.ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
     check_tensors(path, run.weights, net.state_dict())
-    prunable = {name: p for name, p in net.named_parameters() if p.dim() > 1}
-    run.masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in prunable.items()}
+    run.masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
 
 
 def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -133,10 +132,9 @@ def resume(run: Run) -> None:
         if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
             raise InputError(f"{path}: its mask does not follow from the level before")
         row = info.get("row")
-        if not isinstance(row, dict) or sorted(row) != sorted(COLUMNS):
-            raise InputError(f"{path}: its metadata lack the row of results.csv")
-        if any(type(value) not in (int, float) for value in row.values()):
-            raise InputError(f"{path}: its row of results.csv holds more than numbers")
+        numbers = isinstance(row, dict) and {type(value) for value in row.values()} <= {int, float}
+        if not numbers or sorted(row) != sorted(COLUMNS):
+            raise InputError(f"{path}: its metadata lack the numbers of its row of results.csv")
         run.rows.append(row)
         trained = {name: tensors[f"weight.{name}"] for name in run.weights}
         run.masks = prune(trained, run.masks, run.settings["prune_fraction"])
@@ -178,13 +176,9 @@ def load_state(run: Run, member: Member) -> None:
     tensors, info = common.load_tensors(path)
     if info.get("level") != run.level or any(info.get(k) != v for k, v in run.described().items()):
         return
-    step, loss_steps, seconds = (info.get(key) for key in ("step", "loss_steps", "seconds"))
-    counts = all(type(n) is int and 0 <= n <= run.recipe["total_steps"] for n in (step, loss_steps))
-    if not counts or type(seconds) not in (int, float):
-        raise InputError(f"{path}: step {step}, loss_steps {loss_steps}, seconds {seconds} cannot be")
     check_tensors(path, tensors, member.state())
     member.restore(tensors)
-    member.step, member.loss_steps, run.seconds = step, loss_steps, seconds
+    member.step, member.loss_steps, run.seconds = info["step"], info["loss_steps"], info["seconds"]
 
 
 # ------------------------------------------------------------ Algorithm 1
@@ -263,7 +257,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--at-once", type=int, help="networks trained side by side (default: 8 on a GPU, 1 on a CPU)")
     add("--save-every", type=float, default=60, help="seconds between saves within a level (default: 60)")
     common.add_place_flags(parser)
-    common.add_device_flag(parser)
     args = parser.parse_args(argv)
     if args.out and len(args.rewind) > 1:
         raise InputError("--out takes a single starting point")
@@ -288,8 +281,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = common.resolve_device(args.device)
-    starts = [(path, args.out or path.parent, args.prune_fraction, args.order_seed) for path in args.rewind]
-    runs = [read_rewind(*start) for start in starts]
+    runs = [read_rewind(path, args.out or path.parent, args.prune_fraction, args.order_seed)
+            for path in args.rewind]  # fmt: skip
     check_company(args.rewind, runs)
     recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
     levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
@@ -303,12 +296,7 @@ def main(argv: list[str] | None = None) -> None:
         remaining -= pruned_count(remaining, fraction)
         if not remaining:
             raise InputError(f"--levels {levels}: no weight is left at level {level}")
-    for run in runs:
-        common.prepare_folder(run.folder)
-    held = [common.lock(run.folder / ".lock") for run in sorted(runs, key=lambda run: run.folder)]
-    for start, run in zip(starts, runs):
-        if read_rewind(*start).settings != run.settings:
-            raise InputError(f"{start[0]} has just been replaced; try again")
+    held = [common.lock(run.folder / ".lock") for run in sorted(runs, key=lambda run: run.folder)]  # noqa: F841
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.is_level_or_state(path):
@@ -334,8 +322,6 @@ def main(argv: list[str] | None = None) -> None:
             print(run.folder / "results.csv")
     if stopped:
         raise common.Failure("; ".join(stopped))
-    for handle in held:
-        handle.close()
 
 
 if __name__ == "__main__":

@@ -26,12 +26,8 @@ def select_balanced(
     scores: np.ndarray, labels: np.ndarray, classes: int, size: int, hardest: bool = False
 ) -> np.ndarray:
     """The same within each class: size // classes of each, the remainder one each to the lowest classes."""
-    chosen = []
-    for c, count in enumerate(class_counts(size, np.arange(classes))):
-        members = np.flatnonzero(labels == c)
-        require(members, c, count)
-        chosen.append(members[select(scores[members], count, hardest)])
-    return np.sort(np.concatenate(chosen))
+    order = np.argsort(-scores if hardest else scores, kind="stable")
+    return take_first([order[labels[order] == c] for c in range(classes)], size, np.arange(classes))
 
 
 def select_random(labels: np.ndarray, classes: int, size: int, seed: int, balanced=True) -> np.ndarray:
@@ -43,25 +39,19 @@ def select_random(labels: np.ndarray, classes: int, size: int, seed: int, balanc
     draw = common.rng(common.SUBSET, seed)
     if not balanced:
         return np.sort(draw.permutation(len(labels))[:size])
-    counts = class_counts(size, draw.permutation(classes))
-    chosen = []
-    for c in range(classes):
-        members = draw.permutation(np.flatnonzero(labels == c))
-        require(members, c, counts[c])
-        chosen.append(members[: counts[c]])
-    return np.sort(np.concatenate(chosen))
+    order = draw.permutation(classes)
+    members = [draw.permutation(np.flatnonzero(labels == c)) for c in range(classes)]
+    return take_first(members, size, order)
 
 
-def class_counts(size: int, order: np.ndarray) -> np.ndarray:
-    """How many examples of each class, [C]: size // C, one more for the first size % C classes in `order`."""
+def take_first(members: list[np.ndarray], size: int, order: np.ndarray) -> np.ndarray:
+    """The first size // C of each class's members, one more for the first size % C classes in `order`."""
     counts = np.full(len(order), size // len(order))
     counts[order[: size % len(order)]] += 1
-    return counts
-
-
-def require(members: np.ndarray, c: int, count: int) -> None:
-    if len(members) < count:
-        raise InputError(f"--size needs {count} examples of class {c}, which has {len(members)}")
+    for c, (mine, count) in enumerate(zip(members, counts)):
+        if len(mine) < count:
+            raise InputError(f"--size needs {count} examples of class {c}, which has {len(mine)}")
+    return np.sort(np.concatenate([mine[:count] for mine, count in zip(members, counts)]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,8 +63,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--scores", type=Path, help="scores.npy, for easy and hard")
     add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
     add("--seed", type=int, default=0, help="replicate; matters for random only (default: 0)")
-    common.add_noise_flags(parser)
-    common.add_hyperparameter_flags(parser)  # unused: one set of flags serves all stages up to pre-training
     add("--out", type=Path, required=True, help="subset.npy to write")
     args = parser.parse_args(argv)
 
@@ -101,7 +89,6 @@ def main(argv: list[str] | None = None) -> None:
         "seed": args.seed if random else None,
         "scores_sha256": None if random else common.sha256(scores.tobytes()),
     }  # fmt: skip
-    common.prepare_folder(args.out.parent)
     lock = common.lock(args.out.with_suffix(".lock"))  # noqa: F841 - held until the process ends
     if args.out.exists() and not args.force:
         common.refuse_difference(args.out, common.read_sidecar(args.out), config)

@@ -129,8 +129,10 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     try:
         with open(path, newline="") as f:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
-        found = {file: metadata(file) for file in sorted(path.parent.glob("level*.safetensors"))}
-        info = next(iter(found.values()))
+        found = [metadata(file) for file in sorted(path.parent.glob("level*.safetensors"))]
+        if not found:
+            raise ValueError("no level file beside it")
+        info = found[0]
         settings = info["recipe"] | {key: info[key] for key in ("prune_fraction", "order_seed")}
         check_setting(*(settings[key] for key in PRETRAINING[:5]))
         experiment_and_curve(settings)
@@ -141,11 +143,9 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
         possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
         if list(level) != [*range(len(rows))] or not possible.all():
             raise ValueError("a level is missing, or a fraction is outside [0, 1]")
-        for stored in (info["row"] for info in found.values() if info["row"]["level"] < len(rows)):
+        for stored in (info["row"] for info in found if info["row"]["level"] < len(rows)):
             if any(stored[key] != value for key, value in rows[stored["level"]].items()):
                 raise ValueError(f"its level {stored['level']} is not that of the level file")
-    except StopIteration:
-        raise InputError(f"{path}: no level file beside it") from None
     except BROKEN as error:
         raise InputError(f"{path} or a level file beside it is not readable: {str(error)[:200]}") from None
     return settings, remaining, 100 * accuracy
@@ -229,10 +229,8 @@ def average(scheme: str, size: int | None, step: int, noise: float, rate: float,
     accuracy = np.full((len(replicates), len(remaining)), np.nan)
     for row, (_, values) in zip(accuracy, replicates.values()):
         row[: len(values)] = values
-    n = (~np.isnan(accuracy)).sum(0)  # never 0: the longest run has every level
-    mean = np.nansum(accuracy, 0) / n
-    squares = np.nansum((accuracy - mean) ** 2, 0)
-    std = np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+    known = np.ma.masked_invalid(accuracy)
+    n, mean, std = known.count(0), known.mean(0).filled(np.nan), known.std(0, ddof=1).filled(np.nan)
     return Curve(scheme, size, step, noise, rate, variant, remaining, n, mean, std, (*replicates,), accuracy)
 
 
@@ -501,8 +499,9 @@ def draw_levels(ax, title: str, group: Group, published: list[Curve]) -> None:
     weights_axis(ax, max((c.remaining for c in group.curves), key=len))
 
 
-def same_setting(c: Curve, published: list[Curve]) -> list[Curve]:
-    return [theirs for theirs in published if theirs[:5] == c[:5]]
+def same_setting(c: Curve, published: list[Curve], level: int = 0) -> list[Curve]:
+    """The published counterpart, if there is one that reaches the level."""
+    return [theirs for theirs in published if theirs[:5] == c[:5] and level < len(theirs.mean)]
 
 
 def thin(look: dict, name: str) -> dict:
@@ -541,7 +540,7 @@ def draw_sizes(ax, title: str, group: Group, published: list[Curve], level: int)
         look, low, high = style(c, group), c.mean[level] - c.std[level], c.mean[level] + c.std[level]
         ax.axhline(c.mean[level], linewidth=1.4, label=f"{c.name()} (n={c.n[level]})", **look)
         ax.axhspan(low, high, color=look["color"], alpha=0.1, lw=0)
-        for theirs in same_setting(c, published):
+        for theirs in same_setting(c, published, level):
             ax.axhline(theirs.mean[level], **thin(look, c.name()))
     for scheme in sorted({c.scheme for c in curves if c.size}, key=ORDER.index):
         mine = sorted((c for c in curves if c.scheme == scheme), key=lambda c: c.size)
@@ -549,7 +548,7 @@ def draw_sizes(ax, title: str, group: Group, published: list[Curve], level: int)
         look = STYLES[scheme] | dict(label=f"{scheme}, {group.step} steps (n={count(n)})")
         ax.plot(x, mean, linewidth=1.6, **look)
         ax.fill_between(x, mean - std, mean + std, color=STYLES[scheme]["color"], alpha=0.15, lw=0)
-        theirs = [(t.size, t.mean[level]) for c in mine for t in same_setting(c, published)]
+        theirs = [(t.size, t.mean[level]) for c in mine for t in same_setting(c, published, level)]
         if theirs:
             ax.plot(*zip(*theirs), **thin(STYLES[scheme], scheme))
     label_thin(ax)
@@ -602,10 +601,10 @@ def accuracy_tables(name: str, group: Group, margin: float) -> list[str]:
 
 def compare_pairs(group: Group, first: int, last: int | None) -> list[tuple]:
     """(A, B, over all levels, [level by level]) of any two curves of a panel; against all@t* first."""
-    panels = [group.only(size).curves for size in group.sizes() or [None]]
-    found = {(a.name(), b.name()): (a, b) for panel in panels for b, a in itertools.combinations(panel, 2)}
+    pairs = [(a, b) for b, a in itertools.combinations(group.curves, 2)
+             if None in (a.size, b.size) or a.size == b.size]  # fmt: skip
     roles, compared = [*STYLES, "other"], []
-    for a, b in sorted(found.values(), key=lambda pair: (roles.index(pair[1].role), pair[1].size or 0)):
+    for a, b in sorted(pairs, key=lambda pair: (roles.index(pair[1].role), pair[1].size or 0)):
         whole = compare(a, b, first, last)
         compared.append((a, b, whole, [compare(a, b, n, n) for n in range(first, whole.last + 1)]))
     return compared
@@ -752,18 +751,17 @@ def draw_run(folder: Path, out: Path) -> list[Path]:
     """Test accuracy by level, and which layers global pruning empties."""
     import common
 
-    _, remaining, accuracy = read_run(folder / "results.csv")
+    settings, remaining, accuracy = read_run(folder / "results.csv")
     if not len(accuracy):
         raise InputError(f"{folder} has not finished a level yet")
+    recipe = common.check_recipe(folder / "level00.safetensors", settings)
+    order = common.ResNet(recipe["depth"], recipe["width"], 3, recipe["classes"]).prunable()
     shares, counts = [], {}
     for level in range(len(accuracy)):
         path = folder / f"level{level:02d}.safetensors"
         tensors, info = common.load_tensors(path)
         if info["row"]["level"] != level:
             raise InputError(f"{path}: holds level {info['row']['level']}")
-        recipe = common.check_recipe(path, info.get("recipe"))
-        channels = tensors["weight.conv.weight"].shape[1]
-        order = common.ResNet(recipe["depth"], recipe["width"], channels, recipe["classes"]).state_dict()
         masks = {name: tensors[f"mask.{name}"] for name in order if f"mask.{name}" in tensors}
         counts = {name: (int(m.sum()), m.numel()) for name, m in masks.items()}
         shares.append([left / total for left, total in counts.values()])
@@ -847,10 +845,10 @@ def draw_scores(loaded: tuple, out: Path) -> list[Path]:
     data, scores, labels, wrong = loaded
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(13, max(4.5, 0.22 * len(data.classes) + 1.5)))
     bins = np.linspace(min(scores.min(), 0), max(scores.max(), 1e-6), 61)
-    groups = [("labels as in the data set", ~wrong, STYLES["t*"]["color"])]
+    kinds = [("labels as in the data set", ~wrong, STYLES["t*"]["color"])]
     if wrong.any():
-        groups.append(("labels redrawn to another class", wrong, STYLES["easy"]["color"]))
-    for what, which, color in groups:
+        kinds.append(("labels redrawn to another class", wrong, STYLES["easy"]["color"]))
+    for what, which, color in kinds:
         text = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
         left.hist(scores[which], bins, color=color, alpha=0.6, label=text)
     left.set(xlabel="score", ylabel="training examples", yscale="log")
@@ -880,7 +878,7 @@ def refuse(message: str) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.error = refuse
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")

@@ -24,15 +24,15 @@ whole() { # NAME VALUE LEAST
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 preset=${1:-digits}
 figure=${2:-fig2}
-levels=16 total=62400 networks=10 el2n=7800 # as in common.py, to tell what is finished and what the rest costs
+levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3"  # the numbers as in common.py, to tell what is left
 case $preset in
-  digits)   t=20  rate=0.3 size=256   sizes="128 256 512" levels=15 total=320 networks=8 el2n=200 ;;
+  digits)   t=20  rate=0.3 size=256   sizes="128 256 512" levels=15 total=320 networks=8 el2n=200 seeds="0 1 2" ;;
   cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;
   cifar100) t=800 rate=0.4 size=2048  sizes="256 512 1024 2048 3200 6400" ;;
   cinic10)  t=800 rate=0.1 size=51200 sizes="12800 25600 51200 102400" levels=12 total=31250 el2n=8000 ;;
   *) fail "no preset '$preset': digits, cifar10, cifar100 or cinic10" ;;
 esac
-seeds=${SEEDS:-$([[ $preset == digits ]] && echo "0 1 2" || echo "0 1 2 3")}
+seeds=${SEEDS:-$seeds}
 [[ $seeds =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || fail "SEEDS must be numbers with spaces between, not '$seeds'"
 dry_run=${DRY_RUN-} && dry_run=${dry_run#0}
 runs=${RUNS:-runs/$preset}
@@ -85,29 +85,26 @@ run() { # SCHEME SIZE STEPS [NOISE [PRETRAINING RATE]]: one setting, all its rep
   done
 }
 
-baselines() { # T [NOISE]: no pre-training, all data for t/2 and for t steps; level 0 of the last is the dense network
+family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for T steps, subsets for T/2 steps
+  local scheme size
   run all "" 0
-  run all "" $(($1 / 2)) "${2-}"
-  run all "" "$1" "${2-}"
+  run all "" $(($1 / 2)) "${4-}"
+  run all "" "$1" "${4-}" # its level 0 is the dense network
+  for size in $3; do for scheme in $2; do run "$scheme" "$size" $(($1 / 2)) "${4-}"; done; done
 }
 
+schemes="random easy hard"
 case $preset-$figure in
-  digits-fig[367] | digits-tstar | cinic10-fig5) fail "no $figure for $preset" ;;
-  *-fig6) [[ $preset == cinic10 ]] || fail "fig6 is cinic10's; $preset has fig5" ;;
-esac
-case $figure in
-  fig2) baselines $t; for scheme in random easy hard; do run $scheme $size $((t / 2)); done ;;
-  fig5) baselines $t; for n in $sizes; do for scheme in random easy hard; do run $scheme "$n" $((t / 2)); done; done ;;
-  fig6) # CINIC-10 in two families, rewinding to 200 and to 400
-    baselines 400; for n in 12800 25600 51200; do for scheme in random easy hard; do run $scheme $n 200; done; done
-    baselines 800; for n in $sizes; do for scheme in random easy hard; do run $scheme "$n" 400; done; done ;;
-  fig3 | fig7) # random labels during pre-training; figure 3 is the size 2048 of figure 7
+  digits-fig[367] | digits-tstar | cinic10-fig5 | cifar*-fig6) fail "no $figure for $preset" ;;
+  *-fig2) family $t "$schemes" $size ;;
+  *-fig5) family $t "$schemes" "$sizes" ;;
+  *-fig6) # CINIC-10 in two families, rewinding to 200 and to 400
+    family 400 "$schemes" "12800 25600 51200"
+    family 800 "$schemes" "$sizes" ;;
+  *-fig3 | *-fig7) # random labels during pre-training; figure 3 is the size 2048 of figure 7
     [[ $figure == fig3 ]] && sizes=2048 || sizes="512 1024 2048 3200"
-    for noise in 0.1 0.5; do
-      baselines $t $noise
-      for n in $sizes; do for scheme in random easy; do run $scheme "$n" $((t / 2)) $noise; done; done
-    done ;;
-  tstar) # how long, and at which rate, must pre-training on all data be?
+    for noise in 0.1 0.5; do family $t "random easy" "$sizes" $noise; done ;;
+  *-tstar) # how long, and at which rate, must pre-training on all data be?
     run all "" 0
     for steps in 100 200 400 800 1600; do for r in 0.1 0.2 0.4; do run all "" $steps 0 $r; done; done ;;
   *) fail "no figure '$figure': fig2, fig3, fig5, fig6, fig7 or tstar" ;;
@@ -121,21 +118,18 @@ fi
 add draw plot.py "$runs" "${shown[@]}" --out "$figures"
 
 # ---------------------------------------------------------------- what of it is left
-number() { # FLAG DEFAULT WORD...: the whole number that the words give a flag last
-  local words=" ${*:3}" value=$2
+number() { # FLAG LEAST DEFAULT WORD...: the whole number that the words give a flag last
+  local words=" ${*:4}" value=$3
   while [[ $words =~ \ $1[=\ ]+([0-9]+)(.*) ]]; do value=${BASH_REMATCH[1]} words=${BASH_REMATCH[2]}; done
+  whole "$1" "$value" "$2"
   echo "$value"
 }
-levels=$(number --levels "${LEVELS:-$levels}" ${IMP_FLAGS-})
-total=$(number --total-steps $total ${FLAGS-})
-networks=$(number --networks $networks ${FLAGS-} ${SCORE_FLAGS-})
-el2n=$(number --steps $el2n ${FLAGS-} ${SCORE_FLAGS-})
-at_once=$(number --at-once 8 ${IMP_FLAGS-})
-whole LEVELS "$levels" 0
-whole --total-steps "$total" 1
-whole --networks "$networks" 1
-whole --steps "$el2n" 0
-whole --at-once "$at_once" 1
+whole LEVELS "${LEVELS:-0}" 0
+levels=$(number --levels 0 "${LEVELS:-$levels}" ${IMP_FLAGS-})
+total=$(number --total-steps 1 $total ${FLAGS-})
+networks=$(number --networks 1 $networks ${FLAGS-} ${SCORE_FLAGS-})
+el2n=$(number --steps 0 $el2n ${FLAGS-} ${SCORE_FLAGS-})
+at_once=$(number --at-once 1 8 ${IMP_FLAGS-})
 whole WIDTH "${WIDTH:-1}" 1
 [[ ${STEP_MS:-0} =~ ^[0-9]*\.?[0-9]+$ ]] || fail "STEP_MS must be a number of milliseconds, not '$STEP_MS'"
 
@@ -273,7 +267,7 @@ if [[ $launcher == slurm ]]; then
     fi
     trap '[[ ! ${jobs[*]} ]] || scancel "${jobs[@]}"' EXIT # all or none
   fi
-  ((${#subsets[@]} == 0)) || submit prepare "$(printf '%s\n' "${scores[@]}" "${subsets[@]}" | sed '/^$/d')"
+  ((${#subsets[@]} == 0)) || submit prepare "$(printf '%s\n' "${scores[@]}" "${subsets[@]}")"
   submit imp "${tasks[@]}"
   submit plot "${draw[@]}"
   plan
@@ -286,7 +280,7 @@ fi
 
 # ---------------------------------------------------------------- on this machine: wave after wave
 if [[ $dry_run ]]; then
-  printf '%s\n' "${scores[@]}" "${subsets[@]}" "${starts[@]}" "${prune[@]}" "${draw[@]}" | sed '/^$/d'
+  printf '%s\n' "${scores[@]}" "${subsets[@]}" "${starts[@]}" "${prune[@]}" "${draw[@]}"
   plan
   exit
 fi
@@ -295,10 +289,9 @@ set -m # every worker is a process group of its own, so that stopping one leaves
 finish() {
   trap '' INT TERM HUP USR1
   trap - EXIT
-  running=$(jobs -p)
-  for pid in $running; do kill -TERM -- "-$pid" 2>/dev/null || true; done # imp.py saves, then ends
-  # again, as the first may have come before a worker listened
-  for pid in $running; do while kill -TERM -- "-$pid" 2>/dev/null; do sleep 0.1; done; done
+  running=($(jobs -p))
+  # imp.py saves, then ends; again, as the first may have come before a worker listened
+  while kill -TERM -- "${running[@]/#/-}" 2>/dev/null; do sleep 0.1; done
   [[ ! -s $runs/logs/failed ]] || { # status, command and log of the first failure
     mapfile -t failed <"$runs/logs/failed"
     printf 'run_all.sh: status %s from\n  %s\nThe end of %s:\n' "${failed[@]}"

@@ -53,10 +53,10 @@ def load_networks(path: Path, shape: tuple, config: dict) -> np.ndarray:
         return networks
     info = common.read_sidecar(path)
     common.refuse_difference(path, info, config)
-    found, rows = common.read_array(path, np.float32, shape), info.get("rows")
-    for k, stored in enumerate(rows if isinstance(rows, list) and len(rows) == len(found) else []):
-        if stored == common.sha256(found[k].tobytes()):
-            networks[k] = found[k]
+    found = common.read_array(path, np.float32, shape)
+    for k, (row, stored) in enumerate(zip(found, info.get("rows", []))):
+        if stored == common.sha256(row.tobytes()):
+            networks[k] = row
     return networks
 
 
@@ -99,8 +99,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--networks", type=int, help=f"K, networks to average over ({common.defaults('networks')})")
     add("--steps", type=int, help=f"t, optimizer steps of each network ({common.defaults('el2n_steps')})")
     add("--seed", type=int, default=0, help="another seed scores with other networks (default: 0)")
-    common.add_noise_flags(parser)
-    common.add_training_flags(parser)
     add("--out", type=Path, required=True, help="scores.npy to write")
     args = parser.parse_args(argv)
 
@@ -122,7 +120,6 @@ def main(argv: list[str] | None = None) -> None:
     del recipe["pretrain_lr"]  # scoring does not use it
     config = recipe | noise | {"fingerprint": data.fingerprint, "select": "el2n", "networks": count,
                                "steps": steps, "seed": args.seed}  # fmt: skip
-    common.prepare_folder(args.out.parent)
     lock = common.lock(args.out.with_suffix(".lock"))  # noqa: F841 - held until the process ends
     progress = args.out.with_suffix(".networks.npy")
     shape = (count, len(data.labels))

@@ -254,6 +254,16 @@ def test_scores_and_subsets_of_other_data(call, folder):
     assert "made for other data (else)" in refused(call, folder, "pretrain", *start)
 
 
+def test_a_damaged_sidecar_is_refused_and_made_anew_with_force(call, ok, folder):
+    command = ["--select", "random", "--size", 20, "--out", folder / "subset.npy"]
+    before = snapshot(folder)
+    sidecar = folder / "subset.json"
+    sidecar.write_text(sidecar.read_text().replace('"size": 20', '"size": 21'))
+    assert "does not match the json_sha256" in refused(call, folder, "subset", *command)
+    ok("subset", *command, "--force")
+    assert snapshot(folder) == before
+
+
 # ---------------------------------------------------------------- checkpoints
 
 

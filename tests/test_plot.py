@@ -130,6 +130,10 @@ def test_the_published_curve_stands_behind_ours(tmp_path, paper):
         (mine,) = (name for name in thin if "easy" in name)
         wanted = [100 * theirs["mean"][2]] if more else 100 * np.array(theirs["mean"][:17])
         np.testing.assert_allclose(lines[mine].get_ydata(), wanted)
+    shallow = [c._replace(mean=c.mean[:2]) for c in paper["cifar10"]]
+    _, ax = plt.subplots()
+    plot.draw_sizes(ax, "title", group, shallow, 2)  # a level that theirs do not reach
+    assert not any("published" in line.get_label() for line in ax.get_lines())
     plt.close("all")
 
 
