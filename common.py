@@ -75,6 +75,8 @@ SHARED = ("preset", "dataset", "fingerprint", "classes", "precision",
 RECIPE = (*SHARED, "pretrain_lr", "rewind_step", "seed", "scheme", "subset_size", "subset_sha256",
           "class_balanced", "label_noise", "noise_seed")  # fmt: skip
 SCHEMES = ["all", "random", "easy", "hard", "custom"]
+# What files say beside their settings
+RECORDED = ("recipe", "row", "rows", "made_by", "sha256")
 
 # ------------------------------------------------------------ errors, random streams
 
@@ -265,11 +267,14 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
 
 
 def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
-    """InputError naming every setting in which the file at path differs from what is asked for now."""
-    differ = [key for key in wanted if key not in found or found[key] != wanted[key]]
+    """InputError naming every setting in which the file at path differs from what is asked for now.
+
+    A setting that one side does not know counts as None there: so an option of your own makes a difference.
+    """
+    differ = [key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)]
     if differ:
-        settings = "; ".join(f"{key} {found.get(key, 'unknown')} there, {wanted[key]} now" for key in differ)
-        raise InputError(f"{path} exists with other settings: {settings} (--force starts over)")
+        said = [f"{k} {found.get(k, 'unknown')} there, {wanted.get(k, 'unknown')} now" for k in differ]
+        raise InputError(f"{path} exists with other settings: {'; '.join(said)} (--force starts over)")
 
 
 # ------------------------------------------------------------ data
@@ -414,7 +419,7 @@ def class_names(folder: Path) -> list[str]:
     try:
         names = sorted(d.name for d in os.scandir(folder) if d.is_dir() and not d.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; class folders with images belong there") from None
+        raise InputError(f"{folder}: {error.strerror}; class folders belong there, see --data-dir") from None
     if not names:
         raise InputError(f"{folder}: no class folders")
     return names
@@ -579,8 +584,10 @@ def initialise(net: ResNet, seed: int) -> None:
             value = draw.standard_normal(p.shape) * math.sqrt(2 / p[0].numel())
         elif name == "linear.bias":
             value = draw.uniform(-1, 1, p.shape) / math.sqrt(net.linear.in_features)
-        else:
+        elif name.endswith((".weight", ".bias")):
             value = draw.random(p.shape) if name.endswith("weight") else np.zeros(p.shape)
+        else:
+            raise ValueError(f"how does {name} begin? initialise does not know it")
         p.copy_(torch.from_numpy(value))
 
 

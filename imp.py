@@ -130,7 +130,7 @@ def resume(run: Run) -> None:
         common.refuse_difference(path, found, run.recipe | run.settings)
         check_tensors(path, tensors, level_tensors(run.weights, run.masks))
         if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
-            raise InputError(f"{path}: its mask does not follow from the level before")
+            raise InputError(f"{path}: its mask does not follow from the level before by prune()")
         row = info.get("row")
         numbers = isinstance(row, dict) and {type(value) for value in row.values()} <= {int, float}
         if not numbers or sorted(row) != sorted(COLUMNS):
@@ -174,11 +174,12 @@ def load_state(run: Run, member: Member) -> None:
     if not path.exists():
         return
     tensors, info = common.load_tensors(path)
-    if info.get("level") != run.level or any(info.get(k) != v for k, v in run.described().items()):
+    level, step, loss_steps, seconds = (info.pop(k, None) for k in ("level", "step", "loss_steps", "seconds"))
+    if level != run.level or info != run.described():
         return
     check_tensors(path, tensors, member.state())
     member.restore(tensors)
-    member.step, member.loss_steps, run.seconds = info["step"], info["loss_steps"], info["seconds"]
+    member.step, member.loss_steps, run.seconds = step, loss_steps, seconds
 
 
 # ------------------------------------------------------------ Algorithm 1

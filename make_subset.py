@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_data_flags(parser)
-    add("--select", choices=["random", "easy", "hard"], required=True)
+    add("--select", choices=common.SCHEMES[1:-1], required=True)
     add("--size", type=int, required=True, help="M, examples to choose")
     add("--scores", type=Path, help="scores.npy, for easy and hard")
     add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--select {args.select} {'takes no' if random else 'needs'} --scores")
     common.check_seed("--seed", args.seed)
     common.check_output(args.out, ".npy")
+    if args.scores and args.out.resolve() == args.scores.resolve():
+        raise InputError(f"--out and --scores are the same file, {args.out}")
 
     data = common.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
     clean, classes = data.labels.numpy(), len(data.classes)

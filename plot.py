@@ -20,7 +20,6 @@ import re
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -201,21 +200,23 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
             first[setting] = average(*setting[:5], f" ({len(same) + 1})" if same else "", replicates)
             curves.append(first[setting])
             if same:
-                print(f"note: {curves[-1].name()}: {unlike(PRETRAINING, same[0], setting)}")
+                there, here = (dict(zip(PRETRAINING, c)) for c in (same[0], setting))
+                print(f"note: {curves[-1].name()}: {unlike(there, here)}")
         name = base = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
         while name in named:  # the same preset with other hyperparameters
             name += "+"
         if curves:
             named[name] = settings, sorted(curves, key=position)
             if name != base:
-                print(f"note: {name}: {unlike(settings, named[base][0].values(), settings.values())}")
+                print(f"note: {name}: {unlike(named[base][0], settings)}")
     if not named:
-        raise InputError(f"{root}: no results.csv with results below this folder")
+        raise InputError(f"{root}: no results.csv with results to draw below this folder")
     return named
 
 
-def unlike(keys: Iterable, there: Iterable, here: Iterable) -> str:
-    return "; ".join(f"{key} {b} instead of {a}" for key, a, b in zip(keys, there, here) if a != b)
+def unlike(there: dict, here: dict) -> str:
+    keys = [key for key in there | here if there.get(key) != here.get(key)]
+    return "; ".join(f"{key} {here.get(key)} instead of {there.get(key)}" for key in keys)
 
 
 def position(c: Curve) -> tuple:
@@ -476,7 +477,7 @@ def draw_figure(figure: str | None, name: str, found: list[Group], published: li
 
 def style(c: Curve, group: Group) -> dict:
     if c.role != "other":
-        return STYLES[c.role]
+        return STYLES[c.role] | ({"linestyle": ":"} if c.variant else {})
     others = [o.step for o in group.curves if o.role == "other"]
     return dict(color=OTHER_STEPS[others.index(c.step) % 4], linestyle=":")
 

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, len(data.classes), **noise)
     scheme, balanced = sidecar.get("select"), sidecar.get("class_balanced")
-    if scheme not in ("random", "easy", "hard"):
+    if scheme not in common.SCHEMES[1:-1]:
         scheme, balanced = "all" if subset is None else "custom", None
     recipe |= noise | {
         "fingerprint": data.fingerprint, "classes": len(data.classes), "rewind_step": steps,

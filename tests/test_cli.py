@@ -249,6 +249,8 @@ def test_scores_and_subsets_of_other_data(call, folder):
         del said["json_sha256"]  # as someone who means it would
         sidecar.write_text(json.dumps(said))
     easy = ["--select", "easy", "--size", 5, "--scores", folder / "scores.npy", "--out", folder / "new.npy"]
+    same = [*easy[:-1], folder / "scores.npy", "--force"]
+    assert "--out and --scores are the same file" in refused(call, folder, "subset", *same)
     assert "made for other data (else)" in refused(call, folder, "subset", *easy)
     start = [*TINY, "--subset", folder / "subset.npy", "--out", folder / "x.safetensors"]
     assert "made for other data (else)" in refused(call, folder, "pretrain", *start)
@@ -352,7 +354,8 @@ def test_level_and_state_files_with_odd_content(call, folder):
     common.save_tensors(path, tensors, info | {"recipe": []})
     assert "preset unknown there" in refused(call, folder, "imp", rewind, "--levels", 1)
     common.save_tensors(path, tensors, info)
-    state = info | {"level": 1, "step": 7, "loss_steps": 1, "seconds": 1.0}
+    of_run = {key: value for key, value in info.items() if key not in ("row", "made_by")}
+    state = of_run | {"level": 1, "step": 7, "loss_steps": 1, "seconds": 1.0}
     common.save_tensors(folder / "run" / "state.safetensors", {"x": torch.zeros(1)}, state)
     assert "is missing" in refused(call, folder, "imp", rewind, "--levels", 1)
 
@@ -411,6 +414,18 @@ def test_a_mask_that_does_not_follow(call, folder):
     common.save_tensors(path, tensors, info)
     rewind = folder / "run" / "rewind.safetensors"
     assert "its mask does not follow" in refused(call, folder, "imp", rewind, "--levels", 1)
+
+
+def test_a_setting_that_this_code_does_not_know_makes_a_difference(call, folder):
+    """What a changed copy of the toolkit has made is not taken up by the original."""
+    path = rewrite_recipe(folder, optimizer="adam")
+    again = ["pretrain", *TINY, "--steps", 2, "--out", path]
+    assert "optimizer adam there, unknown now" in refused(call, folder, *again)
+    level = folder / "run" / "level00.safetensors"
+    tensors, info = common.load_tensors(level)
+    common.save_tensors(level, tensors, info | {"rule": "random"})
+    original = rewrite_recipe(folder, optimizer="drop")
+    assert "rule random there, unknown now" in refused(call, folder, "imp", original)
 
 
 def test_several_starting_points(call, ok, folder):

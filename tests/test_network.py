@@ -81,3 +81,10 @@ def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits
     assert np.isclose(
         common.evaluate(exact.net, digits)[1], common.evaluate(member.net, digits)[1], rtol=0.05
     )
+
+
+def test_a_parameter_without_a_rule_is_not_initialised_silently():
+    net = common.ResNet(8, 2, 1, 10)
+    net.scale = torch.nn.Parameter(torch.ones(4))
+    with pytest.raises(ValueError, match="scale"):
+        common.initialise(net, 0)
