@@ -33,7 +33,8 @@ LEVELS_OF_FIGURE_4 = (8, 10, 12)
 # What pre-training alone depends on: in these the curves of an experiment differ.
 PRETRAINING = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr", "noise_seed",
                "class_balanced", "subset_sha256")  # fmt: skip
-ORDER = ("init", "all", "random", "easy", "hard", "custom")
+# What a level file says beside the settings that its results depend on
+RECORDED = ("recipe", "row", "made_by", "rewind_sha256", "sha256")
 # The paper's colours, line styles and markers by role (t* and t*/2 are all data), dashes told apart in print.
 STYLES = {
     "t*": dict(color="#0072b2", linestyle="--", dashes=(7, 2)),
@@ -44,6 +45,7 @@ STYLES = {
     "hard": dict(color="#f07fc0", marker="x", markersize=6, markeredgewidth=1.6),
     "custom": dict(color="black", marker="s", markersize=4),
 }
+ORDER = ("init", "all", *[*STYLES][3:])  # of curves
 OTHER_STEPS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # all data in the search for t*
 # (least and most label noise, A, B, what the paper says of A against B): its section 3, figures 2 and 3
 STATEMENTS = (
@@ -132,7 +134,8 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
         if not found:
             raise ValueError("no level file beside it")
         info = found[0]
-        settings = info["recipe"] | {key: info[key] for key in ("prune_fraction", "order_seed")}
+        own = {key: info[key] for key in ("prune_fraction", "order_seed", *info) if key not in RECORDED}
+        settings = info["recipe"] | own
         check_setting(*(settings[key] for key in PRETRAINING[:5]))
         experiment_and_curve(settings)
         if [type(settings[key]) for key in ("preset", "dataset", "seed")] != [str, str, int]:

@@ -28,7 +28,8 @@ def fake_run(root, scheme, size, step, seed, accuracy, noise=0.0, rate=0.4, **se
               "subset_size": size, "rewind_step": step, "seed": seed, "label_noise": noise,
               "noise_seed": 0, "pretrain_lr": rate,
               "class_balanced": None, "subset_sha256": subset}  # fmt: skip
-    info = {"recipe": recipe, "prune_fraction": 0.2, "order_seed": None}
+    info = {"recipe": recipe, "prune_fraction": 0.2, "order_seed": None, "rewind_sha256": f"{folder}"}
+    info |= settings.pop("own", {})
     for key, value in settings.items():
         (info if key in info else recipe)[key] = value
     for n, a in enumerate(accuracy[:2]):  # the others were not copied along
@@ -278,12 +279,14 @@ def test_runs_of_other_hyperparameters_or_orders_are_not_mixed(tmp_path, capsys)
     fake_run(tmp_path / "a", "all", None, 4, 0, [0.9])
     fake_run(tmp_path / "b", "all", None, 4, 0, [0.8], order_seed=3)
     fake_run(tmp_path / "c", "all", None, 4, 1, [0.7], prune_fraction=0.5)
+    fake_run(tmp_path / "d", "all", None, 4, 0, [0.6], own={"rule": "random"})  # of somebody's changed imp.py
     experiments = plot.read_runs(tmp_path)
-    assert list(experiments) == ["cifar10", "cifar10+"]
-    assert [len(curves[0].accuracy) for _, curves in experiments.values()] == [1, 1]
+    assert list(experiments) == ["cifar10", "cifar10+", "cifar10++"]
+    assert [len(curves[0].accuracy) for _, curves in experiments.values()] == [1, 1, 1]
     out = capsys.readouterr().out
     assert "batch order of its own" in out
-    assert "note: cifar10+: prune_fraction 0.5 instead of 0.2" in out
+    assert "note: cifar10++: prune_fraction 0.5 instead of 0.2" in out
+    assert "note: cifar10+: rule None instead of random" in out
 
 
 def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path, capsys):
