@@ -504,8 +504,9 @@ def draw_levels(ax, title: str, group: Group, published: list[Curve]) -> None:
 
 
 def same_setting(c: Curve, published: list[Curve], level: int = 0) -> list[Curve]:
-    """The published counterpart, if there is one that reaches the level."""
-    return [theirs for theirs in published if theirs[:5] == c[:5] and level < len(theirs.mean)]
+    """The published counterpart, if there is one that reaches the level and was pruned alike."""
+    found = [theirs for theirs in published if theirs[:5] == c[:5] and level < len(theirs.mean)]
+    return [t for t in found if all(0.99 < a / b < 1.01 for a, b in zip(c.remaining, t.remaining))]
 
 
 def thin(look: dict, name: str) -> dict:

@@ -136,6 +136,8 @@ def test_the_published_curve_stands_behind_ours(tmp_path, paper):
     plot.draw_sizes(ax, "title", group, shallow, 2)  # a level that theirs do not reach
     assert not any("published" in line.get_label() for line in ax.get_lines())
     plt.close("all")
+    faster = curves[0]._replace(remaining=curves[0].remaining ** 2)  # its level 1 is their level 2
+    assert [len(plot.same_setting(c, paper["cifar10"])) for c in (curves[0], faster)] == [1, 0]
 
 
 def test_figure_4_is_accuracy_against_subset_size(tmp_path):
