@@ -167,7 +167,10 @@ def is_level_or_state(path: Path) -> bool:
 
 
 def lock(path: Path) -> io.TextIOBase:
-    """Hold path until this process ends or the result is closed. The file stays: unlinking it would race."""
+    """Hold path until this process ends or the result is closed; makes its folder.
+
+    The file stays: unlinking it would race. InputError: another process holds it, or nothing can be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "a+")  # noqa: SIM115
@@ -584,10 +587,12 @@ def initialise(net: ResNet, seed: int) -> None:
             value = draw.standard_normal(p.shape) * math.sqrt(2 / p[0].numel())
         elif name == "linear.bias":
             value = draw.uniform(-1, 1, p.shape) / math.sqrt(net.linear.in_features)
-        elif name.endswith((".weight", ".bias")):
-            value = draw.random(p.shape) if name.endswith("weight") else np.zeros(p.shape)
+        elif name.endswith(".weight"):
+            value = draw.random(p.shape)
+        elif name.endswith(".bias"):
+            value = np.zeros(p.shape)
         else:
-            raise ValueError(f"how does {name} begin? initialise does not know it")
+            raise ValueError(f"initialise has no rule for {name}")
         p.copy_(torch.from_numpy(value))
 
 

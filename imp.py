@@ -130,7 +130,7 @@ def resume(run: Run) -> None:
         common.refuse_difference(path, found, run.recipe | run.settings)
         check_tensors(path, tensors, level_tensors(run.weights, run.masks))
         if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
-            raise InputError(f"{path}: its mask does not follow from the level before by prune()")
+            raise InputError(f"{path}: its mask does not follow from the level before: was prune changed?")
         row = info.get("row")
         numbers = isinstance(row, dict) and {type(value) for value in row.values()} <= {int, float}
         if not numbers or sorted(row) != sorted(COLUMNS):

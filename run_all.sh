@@ -24,7 +24,7 @@ whole() { # NAME VALUE LEAST
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 preset=${1:-digits}
 figure=${2:-fig2}
-levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3"  # the numbers as in common.py, to tell what is left
+levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3" # the numbers as in common.py, to tell what is left
 case $preset in
   digits)   t=20  rate=0.3 size=256   sizes="128 256 512" levels=15 total=320 networks=8 el2n=200 seeds="0 1 2" ;;
   cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;

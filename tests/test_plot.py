@@ -325,6 +325,8 @@ def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, c
         ("easy 32, 2 steps (3)", 1),
     ]
     np.testing.assert_allclose(curves[0].mean, [80, 70])
+    (group,) = plot.groups(curves)
+    assert [plot.style(c, group).get("linestyle") for c in group.curves] == [None, ":", ":"]
     out = capsys.readouterr().out
     assert "repeats seed 0" in out
     assert "easy 32, 2 steps (2): class_balanced True instead of None" in out
