@@ -83,7 +83,7 @@ def find(curves, scheme, size=None, step=200, noise=0.0):
 
 def test_numbers_drawn_equal_the_numbers_in_the_files(root):
     ((_, curves),) = plot.read_runs(root).values()
-    (group,) = plot.groups(curves)
+    (group,) = plot.groups(curves, "cifar10")
     _, ax = plt.subplots()
     plot.draw_levels(ax, "title", group, [])
     lines = {line.get_label(): line for line in ax.get_lines()}
@@ -117,7 +117,7 @@ def test_the_published_curve_stands_behind_ours(tmp_path, paper):
     fake_run(tmp_path, "all", None, 400, 0, [0.9, 0.8, 0.7])
     fake_run(tmp_path, "random", 77, 200, 0, [0.9, 0.8, 0.7])  # the paper has no such size
     ((_, curves),) = plot.read_runs(tmp_path).values()
-    (group,) = plot.groups(curves)
+    (group,) = plot.groups(curves, "cifar10")
     raw = json.loads(PAPER.read_text())["curves"]
     theirs = next(c for c in raw if (c["dataset"], c["label_noise"], c["scheme"], c["subset_size"]) ==
                   ("cifar10", 0.0, "easy", 3200))  # fmt: skip
@@ -147,7 +147,7 @@ def test_figure_4_is_accuracy_against_subset_size(tmp_path):
         for size in (512, 64, 128):
             fake_run(tmp_path, "easy", size, 2, seed, draw.uniform(0.7, 0.9, 11))
     ((_, curves),) = plot.read_runs(tmp_path).values()
-    (group,) = plot.groups(curves)
+    (group,) = plot.groups(curves, "cifar10")
     assert plot.levels_to_draw(group) == [8, 10]
     _, ax = plt.subplots()
     plot.draw_sizes(ax, "title", group, [], 8)
@@ -158,6 +158,16 @@ def test_figure_4_is_accuracy_against_subset_size(tmp_path):
     np.testing.assert_allclose(easy.get_ydata(), wanted)
     top = accuracies(tmp_path, "all-None-t4*/*/results.csv")[:, 8].mean()
     np.testing.assert_allclose(lines["all data, 4 steps (n=2)"].get_ydata(), top)
+    twin = next(c for c in group.curves if c.size == 128)._replace(variant=" (2)")  # of another score
+    low = twin._replace(scheme="init", size=None, step=0, role="init", variant="", mean=twin.mean - 60)
+    both = group._replace(curves=[*group.curves, twin, low])
+    _, ax = plt.subplots()
+    plot.draw_sizes(ax, "title", both, [], 8)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert len(lines["easy, 2 steps (n=2)"].get_xdata()) == 3  # a line of its own, not a zigzag
+    assert (*lines["easy, 2 steps (2) (n=2)"].get_xdata(),) == (128,)
+    assert ax.get_ylim()[0] > 60  # what is far below the others is said in the legend
+    assert not len(lines[f"no pre-training (n=2): {low.mean[8]:.1f}%"].get_xdata())
     plt.close("all")
 
 
@@ -219,12 +229,15 @@ def test_every_figure_from_runs(tmp_path, capsys):
     plot.main([str(tmp_path / "runs"), "--figure", *"234567", "--paper", str(PAPER), "--out", str(out)])
     assert sorted(p.stem[-1] for p in out.glob("cifar10-figure?.png")) == [*"23457"]
     text = capsys.readouterr().out
-    assert "chosen on these results" in text  # figure 3: no 2048 here, so the best
+    assert "(best of 2 sizes on these results)" in text
     assert "easy 3200, 200 steps: ours (n=2) beside the paper's (n=4)" in text
     assert "note: cifar10 departs from the paper's setting: " in text  # fake_run states few settings
     assert {row["source"] for row in read_csv(out / "summary.csv")} == {"runs", "paper"}
     text = (out / "summary.md").read_text()
     assert "# cifar10, 200 steps, 50% random labels" in text
+    plot.main([str(tmp_path / "runs"), "--figure", "3", "--out", str(out)])  # no 2048 here
+    chosen = "# cifar10, 200 steps, 50% random labels, the best of 2 sizes on these results"
+    assert chosen in (out / "summary.md").read_text()
 
 
 # ------------------------------------------------------------ what belongs together
@@ -252,7 +265,7 @@ def test_no_pretraining_is_one_curve_and_noise_has_a_group_of_its_own(tmp_path):
     fake_run(tmp_path, "all", None, 0, 0, [0.9, 0.8])
     fake_run(tmp_path, "easy", 32, 0, 1, [0.7, 0.6], 0.5)
     ((_, curves),) = plot.read_runs(tmp_path).values()
-    found = plot.groups(curves)
+    found = plot.groups(curves, "cifar10")
     assert [g.title for g in found] == [", 2 steps", ", 2 steps, 50% random labels"]
     for group, noise in zip(found, (0.0, 0.5)):
         assert [c.role for c in group.curves] == ["t*", "init", "easy"]
@@ -263,7 +276,7 @@ def test_no_pretraining_is_one_curve_and_noise_has_a_group_of_its_own(tmp_path):
 def test_figures_choose_their_curves(paper):
     def sizes(figure, preset, size=None):
         return [(g.noise, g.step, g.sizes())
-                for g in plot.select(figure, plot.groups(paper[preset]), preset, size)]  # fmt: skip
+                for g in plot.select(figure, plot.groups(paper[preset], preset), preset, size)]  # fmt: skip
 
     assert sizes("2", "cifar10") == [(0.0, 200, [3200])]
     assert sizes("2", "cifar10", 512) == [(0.0, 200, [512])]
@@ -297,7 +310,7 @@ def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path, capsys):
             fake_run(tmp_path / "runs", "all", None, step, 0, [0.9, 0.8], rate=rate)
     fake_run(tmp_path / "runs", "all", None, 0, 0, [0.9, 0.8])
     ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
-    found = plot.groups(curves)
+    found = plot.groups(curves, "cifar10")
     assert [(g.title, g.rate) for g in found] == [
         (", pre-training rate 0.1", 0.1),
         (", pre-training rate 0.4", 0.4),
@@ -307,7 +320,7 @@ def test_the_search_for_t_star_has_a_panel_for_each_rate(tmp_path, capsys):
     assert (tmp_path / "figures" / "cifar10.png").exists()
     fake_run(tmp_path / "runs", "easy", 32, 100, 0, [0.9, 0.8], rate=0.4)  # figure 2 besides the search
     ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
-    shown = {g.title: [c.step for c in g.curves] for g in plot.groups(curves)}
+    shown = {g.title: [c.step for c in g.curves] for g in plot.groups(curves, "cifar10")}
     assert shown[", 100 steps, pre-training rate 0.4"] == [200, 100, 0, 100]
     assert shown[", pre-training rate 0.4"] == [400, 200, 100, 0]
 
@@ -321,17 +334,27 @@ def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, c
     ((_, curves),) = plot.read_runs(tmp_path).values()
     assert [(c.name(), len(c.accuracy)) for c in curves] == [
         ("easy 32, 2 steps", 2),
+        ("easy 32, 2 steps, class-balanced", 1),
         ("easy 32, 2 steps (2)", 1),
-        ("easy 32, 2 steps (3)", 1),
     ]
     np.testing.assert_allclose(curves[0].mean, [80, 70])
-    (group,) = plot.groups(curves)
+    (group,) = plot.groups(curves, "cifar10")
     assert [plot.style(c, group).get("linestyle") for c in group.curves] == [None, ":", ":"]
     out = capsys.readouterr().out
     assert "repeats seed 0" in out
-    assert "easy 32, 2 steps (2): class_balanced True instead of None" in out
-    assert "easy 32, 2 steps (3): " in out
-    assert "subset_sha256 other scores instead of easy" in out
+    assert "easy 32, 2 steps (2): subset_sha256 other scores instead of easy" in out
+    theirs = [c._replace(variant="") for c in curves]
+    assert [len(plot.same_setting(c, theirs[:1])) for c in curves] == [1, 0, 0]  # the paper's is not balanced
+
+
+def test_seeds_that_share_a_random_subset_are_named(tmp_path, capsys):
+    for seed in range(3):
+        fake_run(tmp_path / "own", "random", 32, 2, seed, [0.9, 0.8])
+        fake_run(tmp_path / "one", "random", 64, 2, seed, [0.9, 0.8], subset_sha256="the same")
+    plot.read_runs(tmp_path)
+    out = capsys.readouterr().out
+    assert "note: random 64, 2 steps: 3 seeds share 1 subset" in out
+    assert "random 32" not in out
 
 
 def test_two_pretraining_rates_are_two_groups_everywhere(tmp_path, capsys):
@@ -370,6 +393,7 @@ def test_intervals_equal_scipys():
     ([-1.0, -1.2, -0.8], "worse", 1.497),
     ([0.01, -0.02, 0.01], "no worse", 0.043),  # a clear tie
     ([0.0, 0.0, 0.0], "no worse", 0.0),
+    ([-0.24, -0.25, -0.23], "worse within margin", 0.265),  # as sure a loss, and smaller than the margin
     ([2.0, -2.0, 1.0], "undecided", 4.838),
     ([3.0], "undecided", None),  # one replicate, however good
 ])  # fmt: skip
@@ -441,8 +465,10 @@ def test_numbers_of_the_paper(paper):
     assert [plot.verdict(d, 1.0) for d in easy[4:]] == ["no worse"] * 4  # matching depends on the margin
     for n in sizes[1:-1]:
         assert plot.compare(find(cifar, "hard", n), find(cifar, "random", n)).high < 0
-    same = plot.compare(find(cifar, "random", 25600), half)  # the same runs drawn twice
-    assert same.difference == 0
+    (group, *_) = plot.groups(cifar, "cifar10")  # the same runs drawn twice are not compared
+    pairs = [(a.name(), b.name()) for a, b, *_ in plot.compare_pairs(group, 1, None)]
+    assert ("random 25600, 200 steps", "all data, 400 steps") in pairs
+    assert ("random 25600, 200 steps", "all data, 200 steps") not in pairs
 
 
 def test_a_published_interval_by_hand(paper):
@@ -479,17 +505,63 @@ def test_statements_of_the_paper_are_judged(paper, tmp_path, capsys):
     text = (tmp_path / "summary.md").read_text()
     noisy = text[text.index("# cifar10, 200 steps, 50%") :]
     assert "better: supported" in noisy  # easy against all data at 50% random labels
-    group = plot.Group(0.0, 0.4, 2, "", [])
-    easy, full = curve([[1]], role="easy"), curve([[1]], role="t*")
-    assert plot.beside_the_paper(group, easy, full, "worse") == "no worse: contradicted"
-    assert plot.beside_the_paper(group, easy, full, "better") == "no worse: supported"
-    assert plot.beside_the_paper(group, full, easy, "worse") == ""
-    noise = group._replace(noise=0.1)
-    assert plot.beside_the_paper(noise, easy, full, "no worse") == "better: undecided"
+
+
+@pytest.mark.parametrize(("low", "high", "noise", "roles", "said"), [
+    (-2.0, -0.1, 0.0, ("easy", "t*"), "no worse: contradicted"),
+    (-0.4, -0.1, 0.0, ("easy", "t*"), "no worse: supported"),  # a sure loss, but within the margin
+    (-0.4, 0.3, 0.0, ("easy", "t*"), "no worse: supported"),
+    (-0.6, 0.3, 0.0, ("easy", "t*"), "no worse: undecided"),
+    (0.1, 0.3, 0.0, ("easy", "t*"), "no worse: supported"),
+    (-0.4, -0.1, 0.0, ("hard", "random"), "worse: supported"),
+    (0.1, 0.3, 0.0, ("hard", "random"), "worse: contradicted"),
+    (-0.4, 0.3, 0.1, ("easy", "t*"), "better: undecided"),
+    (-0.4, -0.1, 0.1, ("easy", "t*"), "better: contradicted"),
+    (-0.4, 0.4, 0.5, ("random", "init"), "no better: supported"),
+    (0.1, 0.6, 0.5, ("random", "init"), "no better: contradicted"),
+    (-0.4, 0.6, 0.5, ("random", "init"), "no better: undecided"),
+    (-2.0, -0.1, 0.0, ("t*", "easy"), ""),
+])  # fmt: skip
+def test_what_a_comparison_means_for_a_statement(low, high, noise, roles, said):
+    group = plot.Group(noise, 0.4, 200, "", [], 64)
+    subsets = ("easy", "hard", "random")
+    a, b = (curve([[1]], size=64 if role in subsets else None, role=role) for role in roles)
+    d = plot.Comparison(1, 2, "4 paired", (low + high) / 2, low, high)
+    assert plot.beside_the_paper(group, a, b, d, 0.5) == said
+    for other in (group._replace(claimed=None), group._replace(claimed=32)):  # other steps, other sizes
+        assert plot.beside_the_paper(other, a, b, d, 0.5) == ""
+    own = a._replace(variant=" (2)")  # another score
+    assert plot.beside_the_paper(group, own, b, d, 0.5) == ""
+
+
+def test_the_paper_speaks_of_its_own_sizes_and_steps(paper):
+    found = {preset: plot.groups(curves, preset) for preset, curves in paper.items()}
+    claimed = {preset: [(g.noise, g.step, g.claimed) for g in its] for preset, its in found.items()}
+    assert claimed == {
+        "cifar10": [(0.0, 200, 3200), (0.1, 200, 2048), (0.5, 200, 2048)],
+        "cifar100": [(0.0, 400, 2048)],
+        "cinic10": [(0.0, 200, None), (0.0, 400, 51200)],
+    }
+    for preset, (rate, t_star, _, _) in plot.FIGURE_2.items():
+        known = common.PRESETS[preset]
+        assert (rate, t_star) == (known["pretrain_lr"], known["t_star"])
+
+
+def test_t_star_is_the_papers_where_it_was_run(tmp_path):
+    for step in (0, 100, 200, 400, 800, 1600):  # run_all.sh cifar10 tstar
+        fake_run(tmp_path, "all", None, step, 0, [0.9, 0.8])
+    ((_, curves),) = plot.read_runs(tmp_path).values()
+    (group,) = plot.groups(curves, "cifar10")
+    assert [(c.step, c.role) for c in group.curves] == [
+        (1600, "other"), (800, "other"), (400, "t*"), (200, "t*/2"), (100, "other"), (0, "init")]  # fmt: skip
+    for step in (200, 400):  # figure 2 has the paper's 200 steps, whatever else was run
+        fake_run(tmp_path, "easy", 3200, step, 0, [0.9, 0.8])
+    ((_, curves),) = plot.read_runs(tmp_path).values()
+    assert [g.step for g in plot.select("2", plot.groups(curves, "cifar10"), "cifar10", None)] == [200]
 
 
 def test_the_best_size_is_labelled_as_chosen(paper):
-    (group, *_) = plot.groups(paper["cifar10"])
+    (group, *_) = plot.groups(paper["cifar10"], "cifar10")
     compared = plot.compare_pairs(group, 1, None)
     text = plot.verdict_table("cifar10", group, compared, 0.5, short=True)
     chosen = [line for line in text.splitlines() if "best of 8 sizes on these results" in line]

@@ -37,18 +37,20 @@ def test_ranks_and_rank_correlation_equal_scipy():
     for row in networks:
         assert np.array_equal(score_el2n.ranks(row), scipy.stats.rankdata(row))
     pairs = [scipy.stats.spearmanr(networks[i], networks[j])[0] for i in range(4) for j in range(i)]
-    rho, of_mean, overlap = score_el2n.reliability(networks)
+    rho, of_mean, between, overlap = score_el2n.reliability(networks)
     assert rho == pytest.approx(np.mean(pairs))
     assert of_mean == pytest.approx(4 * rho / (1 + 3 * rho))
-    halves = [set(np.argsort(half.mean(0), kind="stable")[:30]) for half in (networks[:2], networks[2:])]
-    assert overlap == pytest.approx(len(halves[0] & halves[1]) / 30)
+    means = networks[:2].mean(0), networks[2:].mean(0)
+    assert between == pytest.approx(scipy.stats.spearmanr(*means)[0])
+    easiest = [set(np.argsort(half, kind="stable")[:30]) for half in means]
+    assert overlap == pytest.approx(len(easiest[0] & easiest[1]) / 30)
 
 
 def test_reliability_predicts_the_correlation_with_as_many_other_networks():
     draw = np.random.default_rng(2)
     truth = draw.normal(size=4000)
     networks = truth + draw.normal(size=(10, 4000))
-    _, of_mean, _ = score_el2n.reliability(networks[:5])
+    _, of_mean, *_ = score_el2n.reliability(networks[:5])
     measured = scipy.stats.spearmanr(networks[:5].mean(0), networks[5:].mean(0))[0]
     assert of_mean == pytest.approx(measured, abs=0.02)
 
