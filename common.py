@@ -250,7 +250,8 @@ def read_array(path: Path, dtype: type, shape: tuple) -> np.ndarray:
     except Exception as error:  # a crafted header can raise nearly anything
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        raise InputError(f"{path}: dtype {getattr(array, 'dtype', None)}, expected {np.dtype(dtype)}")
+        kind, wanted = getattr(array, "dtype", None), np.dtype(dtype)
+        raise InputError(f"{path}: dtype {kind}, expected {wanted}; save it as array.astype(np.{wanted})")
     if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
         expected = ", ".join("any length" if n is None else str(n) for n in shape)
         raise InputError(f"{path}: shape {list(array.shape)}, expected [{expected}]")

@@ -263,7 +263,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--out takes a single starting point")
     if args.order_seed is not None:
         common.check_seed("--order-seed", args.order_seed)
-        if not args.out:
+        if not args.out or args.out.resolve() == args.rewind[0].resolve().parent:
             raise InputError("--order-seed needs --out, a folder of its own")
     if args.levels is not None and args.levels < 0:
         raise InputError(f"--levels must be at least 0, not {args.levels}")
@@ -274,6 +274,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.save_every > 0:
         raise InputError(f"--save-every must be above 0, not {args.save_every}")
     for path in args.rewind:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
         if common.is_level_or_state(path):
             raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
     return args
@@ -290,8 +292,10 @@ def main(argv: list[str] | None = None) -> None:
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    test = [t.cpu().numpy().tobytes() for t in (data.test, data.test_labels)]
     for path, run in zip(args.rewind, runs):
         check_start(path, run, data)
+        run.settings["test_set_sha256"] = common.sha256(*test)  # which the accuracies are of
     remaining = sum(mask.numel() for mask in runs[0].masks.values())
     for level in range(1, levels + 1):
         remaining -= pruned_count(remaining, fraction)

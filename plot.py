@@ -186,7 +186,9 @@ def experiment_and_curve(settings: dict) -> tuple[tuple, tuple]:
 
 def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
     """{name: (settings, curves)} under root by experiment: what IMP trained alike."""
-    found, subsets = defaultdict(lambda: defaultdict(dict)), defaultdict(set)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    found, subsets, where = defaultdict(lambda: defaultdict(dict)), defaultdict(set), {}
     for path in sorted(root.rglob("results.csv")):
         settings, remaining, accuracy = read_run(path)
         experiment, curve = experiment_and_curve(settings)
@@ -200,6 +202,7 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
         else:
             replicates[settings["seed"]] = remaining, accuracy
             subsets[experiment, curve].add(settings["subset_sha256"])
+            where.setdefault((experiment, curve), path.parent)
     named = {}
     for (preset, dataset, shared), by_curve in sorted(found.items()):
         settings, curves, first = json.loads(shared), [], {}
@@ -209,12 +212,13 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
             taken = f" ({len(same) + 1})" if same else ""
             first[setting] = average(*setting[:5], what[5] + taken, replicates)
             curves.append(first[setting])
-            drawn = len(subsets[(preset, dataset, shared), setting])
+            key = (preset, dataset, shared), setting
+            drawn = len(subsets[key])
             if setting[0] == "random" and drawn < len(replicates):
                 print(f"note: {curves[-1].name()}: {len(replicates)} seeds share {drawn} subset(s)")
             if same:
                 there, here = (dict(zip(PRETRAINING, c)) for c in (same[0], setting))
-                print(f"note: {curves[-1].name()}: {unlike(there, here)}")
+                print(f"note: {curves[-1].name()} is {where[key]}: {unlike(there, here)}")
         name = base = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
         while name in named:  # the same preset with other hyperparameters
             name += "+"
@@ -237,7 +241,8 @@ def balance(setting: tuple) -> str:
 
 def unlike(there: dict, here: dict) -> str:
     keys = [key for key in there | here if there.get(key) != here.get(key)]
-    return "; ".join(f"{key} {here.get(key)} instead of {there.get(key)}" for key in keys)
+    text = "; ".join(f"{key} {here.get(key)} instead of {there.get(key)}" for key in keys)
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", text)
 
 
 def position(c: Curve) -> tuple:
@@ -487,7 +492,7 @@ def draw_figure(figure: str | None, name: str, found: list[Group], published: li
     else:
         rows = [[(draw_levels, f"{name}{g.title}", g.only(size), published) for size in g.sizes() or [None]]
                 for g in found]  # fmt: skip
-    if figure in ("2", "3"):
+    if max(map(len, rows)) == 1:
         rows = [[panel for row in rows for panel in row]]
     rows = [row[i : i + 4] for row in rows for i in range(0, len(row), 4)]
     columns, share = max(map(len, rows)), "row" if figure != "4" else False
@@ -508,10 +513,14 @@ def draw_figure(figure: str | None, name: str, found: list[Group], published: li
 
 
 def style(c: Curve, group: Group) -> dict:
-    if c.role != "other":
-        return STYLES[c.role] | ({"linestyle": ":"} if c.variant else {})
+    """The look of a role, with another line for a second curve of it; a lone point has a marker."""
     others = [o.step for o in group.curves if o.role == "other"]
-    return dict(color=OTHER_STEPS[others.index(c.step) % 4], linestyle=":")
+    look = STYLES.get(c.role) or dict(color=OTHER_STEPS[others.index(c.step) % 4], linestyle=":")
+    if c.variant:
+        same = [o.variant for o in group.curves if (o.role, o.size, o.step) == (c.role, c.size, c.step)]
+        look = {key: v for key, v in look.items() if key != "dashes"}
+        look["linestyle"] = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))[same.index(c.variant) % 4]
+    return look if len(c.mean) > 1 else dict(marker="D", markersize=4) | look
 
 
 def draw_levels(ax, title: str, group: Group, published: list[Curve]) -> None:
@@ -635,8 +644,9 @@ def accuracy_tables(name: str, group: Group, margin: float) -> list[str]:
         rows.append([c.name(), *cells, spread(mean, std) if n else "",
                      deepest_like_dense(c, top, margin) if top else ""])  # fmt: skip
     title = f"{name}{group.title}: test accuracy in %, mean ± standard deviation, by weights left"
-    third = 3 if len(longest) > 6 else 1
-    return [table(title, [row[:1] + row[1:-2][::n] + row[-2:] for row in rows]) for n in (1, third)]
+    third = [n for n in levels if n % 3 == 0 or len(longest) <= 6 or n == levels[-1]]
+    return [table(title, [[row[0], *(row[1 + n] for n in some), *row[-2:]] for row in rows])
+            for some in (levels, third)]  # fmt: skip
 
 
 def compare_pairs(group: Group, first: int, last: int | None) -> list[tuple]:
@@ -646,6 +656,8 @@ def compare_pairs(group: Group, first: int, last: int | None) -> list[tuple]:
     roles, compared = [*STYLES, "other"], []
     for a, b in sorted(pairs, key=lambda pair: (roles.index(pair[1].role), pair[1].size or 0)):
         whole = compare(a, b, first, last)
+        if np.isnan(whole.difference):
+            continue  # they have no such level yet
         compared.append((a, b, whole, [compare(a, b, n, n) for n in range(first, whole.last + 1)]))
     return compared
 
@@ -716,14 +728,16 @@ def missing(curves: list[Curve]) -> list[str]:
     return lines
 
 
-def departures(settings: dict) -> str:
+def departures(settings: dict, curves: list[Curve]) -> str:
     """Where an experiment departs from the paper's Table 1, for who compares them; '' if nowhere."""
     import common  # and with it torch, which takes seconds
 
     preset = common.PRESETS[settings["preset"]]
     keys = ["dataset", "prune_fraction", *(key for key in common.HYPERPARAMETERS if key != "pretrain_lr")]
-    other = [key for key in keys if settings.get(key) != preset[key]]
-    return "; ".join(f"{key} {settings.get(key)} (paper: {preset[key]})" for key in other)
+    other = [(key, settings.get(key)) for key in keys if settings.get(key) != preset[key]]
+    rates = sorted({c.rate for c in curves if c.step} - {preset["pretrain_lr"]})
+    other += [("pretrain_lr", rate) for rate in rates]
+    return "; ".join(f"{key} {value} (paper: {preset[key]})" for key, value in other)
 
 
 SUMMARY = ("experiment", "source", "scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr",
@@ -742,7 +756,9 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
     """The figures of the paper, the tables and the verdicts of every experiment."""
     first, last = args.levels or (1, None)
     published = read_published(args.paper, last or 0) if args.paper else {}
-    experiments = read_runs(args.runs) if args.runs else {p: ({"preset": p}, c) for p, c in published.items()}
+    experiments = {f"{p}-published": ({"preset": p}, curves) for p, curves in published.items()}
+    if args.runs:
+        experiments = read_runs(args.runs)
     paths, numbers, verdicts, report, brief = [], [], [], [], []
     for name, (settings, curves) in experiments.items():
         preset, source = settings["preset"], "runs" if args.runs else "paper"
@@ -756,7 +772,7 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             if found:
                 paths += draw_figure(figure, name, found, theirs, args.out)
             else:
-                print(f"note: {name} has no runs for figure {figure}")
+                print(f"note: {name} has nothing for figure {figure}")
         mine = list({c[:6]: c for g in shown.values() for c in g.curves}.values())
         if mine and first >= max(len(c.mean) for c in mine) and args.levels:
             raise InputError(f"--levels: {name} has no level {first}")
@@ -775,13 +791,15 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             report += [f"\n# {name}{g.title}", every, full]
             brief += [third, short]
         more = [paper_table(c, t, first, last) for c, t in beside]
-        if beside and (elsewhere := departures(settings)):
+        if theirs and (elsewhere := departures(settings, mine)):
             more.insert(0, f"\nnote: {name} departs from the paper's setting: {elsewhere}")
         more += missing(mine)
         report += more
         brief += more
     if not numbers:
-        raise InputError("no runs of this preset and figure" + (f" in {args.runs}" if args.runs else ""))
+        known = sorted({settings["preset"] for settings, _ in experiments.values()})
+        where = args.runs or args.paper
+        raise InputError(f"nothing of this preset and figure in {where}; it has {', '.join(known)}")
     paths += [put_csv(args.out / "summary.csv", SUMMARY, numbers),
               put_csv(args.out / "verdicts.csv", VERDICTS, verdicts),
               put(args.out / "summary.md", ("\n".join(report).lstrip() + "\n").encode())]  # fmt: skip
@@ -796,6 +814,8 @@ def draw_run(folder: Path, out: Path) -> list[Path]:
     """Test accuracy by level, and which layers global pruning empties."""
     import common
 
+    if not (folder / "results.csv").exists():
+        raise InputError(f"{folder}: no results.csv; --figure run takes one run, such as runs/x/seed0")
     settings, remaining, accuracy = read_run(folder / "results.csv")
     if not len(accuracy):
         raise InputError(f"{folder} has not finished a level yet")

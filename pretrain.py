@@ -81,7 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
     common.save_tensors(args.out, member.weights(), info)
     examples = len(clean) if subset is None else len(subset)
-    print(f"step {steps}   {scheme}, {examples} examples   test accuracy {accuracy:.4f}   loss {loss:.4f}")
+    what = f"{scheme}, {examples} examples"
+    what += f", {noise['label_noise']:.0%} random labels" if noise["label_noise"] else ""
+    print(f"step {steps}   {what}   test accuracy {accuracy:.4f}   loss {loss:.4f}")
     print(args.out)
 
 

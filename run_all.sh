@@ -5,8 +5,9 @@
 #   bash run_all.sh PRESET [FIGURE]   cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6, fig7 or tstar
 #
 # Finished work is skipped, so after an interruption the same line goes on. From the environment:
-#   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET
+#   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET/FIGURE
 #   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  PYTHON=python
+#   T_STAR=400  SIZES="256 512": other pre-training steps and subset sizes than the preset's, for data of your own
 #   JOBS: groups that the IMP runs are dealt to (default: one a GPU, else one a core; with Slurm one for 8 runs on
 #     GPUs, else for each run)
 #   LAUNCHER=slurm: submit three jobs and return. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT (default: the
@@ -32,11 +33,15 @@ case $preset in
   cinic10)  t=800 rate=0.1 size=51200 sizes="12800 25600 51200 102400" levels=12 total=31250 el2n=8000 ;;
   *) fail "no preset '$preset': digits, cifar10, cifar100 or cinic10" ;;
 esac
-seeds=${SEEDS:-$seeds}
-[[ $seeds =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || fail "SEEDS must be numbers with spaces between, not '$seeds'"
+seeds=${SEEDS:-$seeds} size=${SIZES:-$size} sizes=${SIZES:-$sizes}
+for list in "SEEDS=$seeds" "SIZES=$sizes"; do
+  [[ ${list#*=} =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || fail "${list%%=*} must be numbers with spaces between: $list"
+done
+t=${T_STAR:-$t}
+whole T_STAR "$t" 2
+((t % 2 == 0)) || fail "T_STAR must be even, subsets are seen for half as many steps: $t"
 dry_run=${DRY_RUN-} && dry_run=${dry_run#0}
 runs=${RUNS:-runs/$preset}
-figures=${FIGURES:-figures/$preset}
 python=${PYTHON:-python}
 launcher=${LAUNCHER:-local}
 case $launcher in
@@ -73,13 +78,13 @@ run() { # SCHEME SIZE STEPS [NOISE [PRETRAINING RATE]]: one setting, all its rep
         "${label[@]}" --out "${subset[1]}"
     elif [[ $scheme != all ]]; then
       subset=(--subset "$runs/subsets/$scheme-$size$tag.npy")
-      add scores score_el2n.py "${which_data[@]}" "${label[@]}" ${FLAGS-} ${SCORE_FLAGS-} --out "$runs/el2n$tag.npy"
+      add scores score_el2n.py "${which_data[@]}" ${FLAGS-} ${SCORE_FLAGS-} "${label[@]}" --out "$runs/el2n$tag.npy"
       scored[$runs/el2n$tag.npy]=1
       add subsets make_subset.py "${which_data[@]}" --select "$scheme" --size "$size" \
         --scores "$runs/el2n$tag.npy" --out "${subset[1]}"
     fi
-    add starts pretrain.py "${which_data[@]}" "${subset[@]}" "${label[@]}" --steps "$steps" --seed "$seed" \
-      ${own_rate:+--pretrain-lr "$own_rate"} ${FLAGS-} --out "$rewind"
+    add starts pretrain.py "${which_data[@]}" ${FLAGS-} "${subset[@]}" "${label[@]}" --steps "$steps" --seed "$seed" \
+      ${own_rate:+--pretrain-lr "$own_rate"} --out "$rewind"
     [[ ${rewind_step[$rewind]-} ]] || rewinds+=("$rewind")
     rewind_step[$rewind]=$steps pretraining[$rewind]=$line
   done
@@ -96,26 +101,29 @@ family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for 
 schemes="random easy hard"
 case $preset-$figure in
   digits-fig[367] | digits-tstar | cinic10-fig5 | cifar*-fig6) fail "no $figure for $preset" ;;
-  *-fig2) family $t "$schemes" $size ;;
-  *-fig5) family $t "$schemes" "$sizes" ;;
+  *-fig2) family "$t" "$schemes" "$size" ;;
+  *-fig5) family "$t" "$schemes" "$sizes" ;;
   *-fig6) # CINIC-10 in two families, rewinding to 200 and to 400
-    family 400 "$schemes" "12800 25600 51200"
-    family 800 "$schemes" "$sizes" ;;
+    family $((t / 2)) "$schemes" "${SIZES:-12800 25600 51200}"
+    family "$t" "$schemes" "$sizes" ;;
   *-fig3 | *-fig7) # random labels during pre-training; figure 3 is the size 2048 of figure 7
     [[ $figure == fig3 ]] && sizes=2048 || sizes="512 1024 2048 3200"
-    for noise in 0.1 0.5; do family $t "random easy" "$sizes" $noise; done ;;
+    sizes=${SIZES:-$sizes}
+    for noise in 0.1 0.5; do family "$t" "random easy" "$sizes" $noise; done ;;
   *-tstar) # how long, and at which rate, must pre-training on all data be?
+    [[ ${FLAGS-} != *--pretrain-lr* ]] || fail "tstar tries pre-training rates of its own: no --pretrain-lr in FLAGS"
     run all "" 0
     for steps in 100 200 400 800 1600; do for r in 0.1 0.2 0.4; do run all "" $steps 0 $r; done; done ;;
   *) fail "no figure '$figure': fig2, fig3, fig5, fig6, fig7 or tstar" ;;
 esac
 draw=()
-shown=() # the demonstration and the search for t* draw every panel there is
+shown=() figures=figures/$preset # the demonstration and the search for t* draw every panel there is
 if [[ $preset != digits && $figure != tstar ]]; then
   shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}")
   [[ $figure != fig[56] ]] || shown+=(4)
+  figures+=/$figure # a figure's tables do not take the place of another's
 fi
-add draw plot.py "$runs" "${shown[@]}" --out "$figures"
+add draw plot.py "$runs" "${shown[@]}" --out "${FIGURES:-$figures}"
 
 # ---------------------------------------------------------------- what of it is left
 number() { # FLAG LEAST DEFAULT WORD...: the whole number that the words give a flag last
@@ -299,8 +307,9 @@ finish() {
   } >&2
 }
 trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+again="run_all.sh: stopped; what is finished is kept, the same line goes on"
+trap 'echo "$again" >&2; exit 130' INT
+trap 'echo "$again" >&2; exit 143' TERM
 trap 'exit 129' HUP
 trap 'exit 1' USR1 # a worker failed
 

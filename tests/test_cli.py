@@ -138,6 +138,7 @@ def test_bf16_on_hardware_without_it(call, folder, monkeypatch):
         (["--at-once", 0], "--at-once must be at least 1"),
         (["--save-every", 0], "--save-every must be above 0"),
         (["--order-seed", 3], "--order-seed needs --out"),
+        (["."], ". is a folder; name the file in it"),
     ],
 )
 def test_bad_arguments_of_imp(call, folder, argv, message):

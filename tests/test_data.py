@@ -319,3 +319,15 @@ def remove(folder):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:200])
+
+
+def test_accuracies_of_two_test_sets_are_not_mixed(tree, ok, call, tmp_path):
+    """Scores, subsets and starting points do not depend on test images; finished levels do."""
+    where, out = ["--data-dir", tree], tmp_path / "run" / "rewind.safetensors"
+    ok("pretrain", *TINY, "--preset", "cifar10", "--dataset", "folder", *where, "--steps", 2, "--out", out)
+    ok("imp", out, *where, "--levels", 0)
+    picture(999).save(tree / "test" / "ant" / "000.png")
+    status, _, err = call("imp", out, *where, "--levels", 1)
+    assert status == 2
+    assert "level00.safetensors exists with other settings: test_set_sha256" in err
+    ok("imp", out, *where, "--levels", 0, "--out", tmp_path / "other")

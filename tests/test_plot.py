@@ -205,7 +205,7 @@ def test_every_figure_of_the_paper_from_its_own_curves(preset, tmp_path, capsys)
     figures = {"cifar10": [*"23457"], "cifar100": [*"245"], "cinic10": [*"246"]}[preset]
     plot.main(["--paper", str(PAPER), "--preset", preset, "--figure", *"234567", "--out", str(tmp_path)])
     assert {p.name for p in tmp_path.iterdir()} == {
-        *(f"{preset}-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")),
+        *(f"{preset}-published-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")),
         "summary.csv", "summary.md", "verdicts.csv",
     }  # fmt: skip
     assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"paper"}
@@ -339,12 +339,39 @@ def test_a_copy_of_a_run_and_other_scores_do_not_count_as_replicates(tmp_path, c
     ]
     np.testing.assert_allclose(curves[0].mean, [80, 70])
     (group,) = plot.groups(curves, "cifar10")
-    assert [plot.style(c, group).get("linestyle") for c in group.curves] == [None, ":", ":"]
+    assert [plot.style(c, group).get("linestyle") for c in group.curves] == [None, "-.", (0, (1, 3))]
     out = capsys.readouterr().out
     assert "repeats seed 0" in out
-    assert "easy 32, 2 steps (2): subset_sha256 other scores instead of easy" in out
+    assert f"easy 32, 2 steps (2) is {tmp_path}/other/easy-32-t2-0.0-0.4/seed2: " in out
+    assert "subset_sha256 other scores instead of easy" in out
     theirs = [c._replace(variant="") for c in curves]
     assert [len(plot.same_setting(c, theirs[:1])) for c in curves] == [1, 0, 0]  # the paper's is not balanced
+
+
+def test_runs_that_have_only_level_0(tmp_path, capsys):
+    for scheme, size, step in (("all", None, 4), ("all", None, 2), ("easy", 32, 2)):
+        for seed in range(2):
+            fake_run(tmp_path / "runs", scheme, size, step, seed, [0.8 + 0.01 * seed])
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "figures")])
+    assert "nan" not in capsys.readouterr().out
+    ((_, curves),) = plot.read_runs(tmp_path / "runs").values()
+    (group,) = plot.groups(curves, "cifar10")
+    assert all(plot.style(c, group)["marker"] in ("D", "^") for c in group.curves)  # a line is invisible
+
+
+def test_a_rate_that_the_paper_does_not_have_is_named(tmp_path, capsys):
+    for rate in (0.4, 0.05):
+        fake_run(tmp_path / f"{rate}", "easy", 3200, 200, 0, [0.8, 0.7], rate=rate)
+        plot.main([str(tmp_path / f"{rate}"), "--paper", str(PAPER), "--out", str(tmp_path / "figures")])
+        assert ("pretrain_lr 0.05 (paper: 0.4)" in capsys.readouterr().out) == (rate == 0.05)
+
+
+def test_the_tables_printed_end_with_the_deepest_level(tmp_path, capsys):
+    for seed in range(2):
+        fake_run(tmp_path / "runs", "all", None, 4, seed, np.linspace(0.9, 0.8, 9))
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "figures")])
+    (head,) = (line for line in capsys.readouterr().out.splitlines() if "mean from level 1" in line)
+    assert [cell.strip() for cell in head.split("|")[2:-3]] == ["100.0%", "51.2%", "26.2%", "16.8%"]
 
 
 def test_seeds_that_share_a_random_subset_are_named(tmp_path, capsys):
@@ -503,7 +530,7 @@ def test_statements_of_the_paper_are_judged(paper, tmp_path, capsys):
     assert said["easy 3200, 200 steps", top] == ("undecided", "no worse: undecided")
     assert said["hard 3200, 200 steps", "random 3200, 200 steps"] == ("worse", "worse: supported")
     text = (tmp_path / "summary.md").read_text()
-    noisy = text[text.index("# cifar10, 200 steps, 50%") :]
+    noisy = text[text.index("# cifar10-published, 200 steps, 50%") :]
     assert "better: supported" in noisy  # easy against all data at 50% random labels
 
 
@@ -795,11 +822,12 @@ def test_names_with_dollars_and_scores_below_zero(tmp_path, monkeypatch):
     (["--scores", "x.npy"], "--scores belongs to"),
     (["--preset", "x", "--figure", "scores", "--scores", "nowhere.npy"], "no preset x: digits, cifar10"),
     (["--paper", "nowhere.json"], "nowhere.json"),
-    (["--paper", str(PAPER), "--preset", "digits"], "no runs of this preset"),
-    (["--paper", str(PAPER), "--preset", "cifar100", "--figure", "3"], "no runs of this preset and figure"),
+    (["--paper", str(PAPER), "--preset", "digits"], "nothing of this preset and figure"),
+    (["--paper", str(PAPER), "--preset", "cifar100", "--figure", "3"], "it has cifar10, cifar100, cinic10"),
     (["--figure", "scores", "--scores", "nowhere.npy"], "nowhere.npy"),
-    (["nowhere"], "no results.csv"),
-    (["nowhere", "--figure", "run"], "not readable"),
+    (["."], "no results.csv"),
+    (["nowhere", "--figure", "run"], "takes one run"),
+    (["nowhere"], "no such folder"),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line(argv, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

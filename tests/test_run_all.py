@@ -266,6 +266,25 @@ def test_the_plan_knows_flags_and_what_is_there(demonstration):
     assert f"# {2 * 5 + 2 * seed1} training steps, {left + seed1} of them to do\n" in done.stdout
 
 
+def test_steps_and_sizes_of_ones_own(tmp_path):
+    done = run_all("cifar10", "fig7", cwd=tmp_path, DRY_RUN=1, SEEDS="0", T_STAR="6", SIZES="8 20")
+    starts = [line for line in done.stdout.splitlines() if "pretrain.py" in line]
+    folders = [re.search(r"cifar10/([^/]*)/seed0/rewind", line)[1] for line in starts]
+    noisy = [f"{name}-noise{n}" for n in (10, 50) for name in
+             ("all-t3", "all-t6", "random-8-t3", "easy-8-t3", "random-20-t3", "easy-20-t3")]  # fmt: skip
+    assert sorted(folders) == sorted(["all-t0", *noisy])
+
+
+def test_flags_cannot_change_what_a_folder_is_named_for(tmp_path):
+    done = run_all("cifar10", cwd=tmp_path, DRY_RUN=1, SEEDS="0", FLAGS="--steps 9 --pretrain-lr 0.05")
+    starts = [line for line in done.stdout.splitlines() if "pretrain.py" in line]
+    for line in starts:  # the last one counts
+        assert f"-t{re.findall('--steps ([0-9]+)', line)[-1]}/" in line
+    done = run_all("cifar10", "tstar", cwd=tmp_path, DRY_RUN=1, FLAGS="--pretrain-lr 0.05")
+    assert done.returncode == 2
+    assert "--pretrain-lr" in done.stderr
+
+
 def test_the_plan_and_the_stages_know_the_same_presets(tmp_path):
     """The few numbers that run_all.sh repeats are those of common.PRESETS."""
     for name, preset in common.PRESETS.items():
@@ -283,7 +302,8 @@ def test_the_plan_and_the_stages_know_the_same_presets(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LEVELS", "many"), ("LEVELS", "-1"), ("LEVELS", "08"), ("LEVELS", "9" * 20), ("STEP_MS", "fast"),
-     ("LAUNCHER", "pbs"), ("WIDTH", "0"), ("SEEDS", "0,1"), ("SEEDS", " ")],
+     ("LAUNCHER", "pbs"), ("WIDTH", "0"), ("SEEDS", "0,1"), ("SEEDS", " "), ("SIZES", "1k"),
+     ("T_STAR", "5"), ("T_STAR", "0")],
 )
 def test_bad_settings_are_one_line(tmp_path, name, value):
     done = run_all(cwd=tmp_path, DRY_RUN=1, **{name: value})
