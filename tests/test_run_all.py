@@ -126,6 +126,7 @@ def test_the_demonstration_at_a_tiny_scale(demonstration):
 def test_stopping_it_leaves_no_orphans(tmp_path, how):
     environment = os.environ | {"PYTHON": sys.executable, "SEEDS": "0", "SCORE_FLAGS": "--networks 500"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    quiet["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # with pytest &: ignored
     process = subprocess.Popen(["bash", ROOT / "run_all.sh"], env=environment, cwd=tmp_path, **quiet)
     progress = tmp_path / "runs" / "digits" / "el2n.networks.npy"
     deadline = time.monotonic() + 60
