@@ -188,7 +188,7 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
     """{name: (settings, curves)} under root by experiment: what IMP trained alike."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    found, subsets, where = defaultdict(lambda: defaultdict(dict)), defaultdict(set), {}
+    found = defaultdict(lambda: defaultdict(dict))
     for path in sorted(root.rglob("results.csv")):
         settings, remaining, accuracy = read_run(path)
         experiment, curve = experiment_and_curve(settings)
@@ -200,9 +200,7 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
         elif not len(accuracy):
             print(f"note: {path.parent} has not finished a level yet")
         else:
-            replicates[settings["seed"]] = remaining, accuracy
-            subsets[experiment, curve].add(settings["subset_sha256"])
-            where.setdefault((experiment, curve), path.parent)
+            replicates[settings["seed"]] = remaining, accuracy, settings["subset_sha256"], path.parent
     named = {}
     for (preset, dataset, shared), by_curve in sorted(found.items()):
         settings, curves, first = json.loads(shared), [], {}
@@ -212,13 +210,12 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
             taken = f" ({len(same) + 1})" if same else ""
             first[setting] = average(*setting[:5], what[5] + taken, replicates)
             curves.append(first[setting])
-            key = (preset, dataset, shared), setting
-            drawn = len(subsets[key])
-            if setting[0] == "random" and drawn < len(replicates):
-                print(f"note: {curves[-1].name()}: {len(replicates)} seeds share {drawn} subset(s)")
+            _, _, subsets, folders = zip(*replicates.values())
+            if setting[0] == "random" and len(set(subsets)) < len(subsets):
+                print(f"note: {curves[-1].name()}: {len(subsets)} seeds share {len(set(subsets))} subset(s)")
             if same:
                 there, here = (dict(zip(PRETRAINING, c)) for c in (same[0], setting))
-                print(f"note: {curves[-1].name()} is {where[key]}: {unlike(there, here)}")
+                print(f"note: {curves[-1].name()} is {folders[0]}: {unlike(there, here)}")
         name = base = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
         while name in named:  # the same preset with other hyperparameters
             name += "+"
@@ -250,11 +247,11 @@ def position(c: Curve) -> tuple:
 
 
 def average(scheme: str, size: int | None, step: int, noise: float, rate: float, variant: str,
-            replicates: dict[int, tuple[np.ndarray, np.ndarray]]) -> Curve:  # fmt: skip
-    """The curve of some replicates, {seed: (remaining, accuracy)}, that may have reached different levels."""
-    remaining = max((r for r, _ in replicates.values()), key=len)
+            replicates: dict[int, tuple]) -> Curve:  # fmt: skip
+    """The curve of {seed: (remaining [levels], accuracy [levels], ...)}, which may differ in their levels."""
+    remaining = max((r for r, *_ in replicates.values()), key=len)
     accuracy = np.full((len(replicates), len(remaining)), np.nan)
-    for row, (_, values) in zip(accuracy, replicates.values()):
+    for row, (_, values, *_) in zip(accuracy, replicates.values()):
         row[: len(values)] = values
     known = np.ma.masked_invalid(accuracy)
     n, mean, std = known.count(0), known.mean(0).filled(np.nan), known.std(0, ddof=1).filled(np.nan)
@@ -304,7 +301,8 @@ def groups(curves: list[Curve], preset: str) -> list[Group]:
         near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
         steps = [c.step for c in near]  # without subsets, the longest stands for a t* that is not there
         half = step or (t_star if t_star in steps else max(steps)) / 2
-        claimed = (SIZE_OF_FIGURE_3 if noise else size) if 2 * half == t_star else None
+        with_noise = SIZE_OF_FIGURE_3 if preset == "cifar10" else None
+        claimed = (with_noise if noise else size) if 2 * half == t_star else None
         roles = {2 * half: "t*", half: "t*/2", 0: "init"}
         whole = [c._replace(role=roles.get(c.step, "other")) for c in near if c.size is None]
         whole = [c for c in whole if step is None or c.role != "other"]
