@@ -57,7 +57,8 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN $( ((gpus)) && echo Gres=
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=$host MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 CONF
-    printf "NodeName=$host Name=gpu File=%s\n" /dev/null /dev/zero | head -n "$gpus" >"$dir/gres.conf" # any devices do
+    devices=(/dev/null /dev/zero) # any do
+    for ((i = 0; i < gpus; i++)); do echo "NodeName=$host Name=gpu File=${devices[i]}"; done >"$dir/gres.conf"
     export SLURM_CONF=$dir/slurm.conf
     slurmctld -f "$SLURM_CONF"
     slurmd -f "$SLURM_CONF" -N "$host"
