@@ -292,10 +292,10 @@ def main(argv: list[str] | None = None) -> None:
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
-    test = [t.cpu().numpy().tobytes() for t in (data.test, data.test_labels)]
+    test = common.sha256(*(t.cpu().numpy().tobytes() for t in (data.test, data.test_labels)))
     for path, run in zip(args.rewind, runs):
         check_start(path, run, data)
-        run.settings["test_set_sha256"] = common.sha256(*test)  # which the accuracies are of
+        run.settings["test_set_sha256"] = test  # which the accuracies are of
     remaining = sum(mask.numel() for mask in runs[0].masks.values())
     for level in range(1, levels + 1):
         remaining -= pruned_count(remaining, fraction)

@@ -99,7 +99,7 @@ class Group(NamedTuple):
     step: float  # t*/2
     title: str
     curves: list[Curve]
-    claimed: int | None = None  # size of the subsets that the paper speaks about; None: not of these steps
+    claimed: int | None  # size of the subsets that the paper speaks about; None: not of these steps
 
     def reference(self) -> Curve | None:
         """All data for t* steps, which a matching initialisation weakly dominates (section 3)."""
@@ -203,24 +203,25 @@ def read_runs(root: Path) -> dict[str, tuple[dict, list[Curve]]]:
             replicates[settings["seed"]] = remaining, accuracy, settings["subset_sha256"], path.parent
     named = {}
     for (preset, dataset, shared), by_curve in sorted(found.items()):
-        settings, curves, first = json.loads(shared), [], {}
-        for setting, replicates in ((c, replicates) for c, replicates in by_curve.items() if replicates):
+        settings, curves = json.loads(shared), {}
+        for setting, replicates in by_curve.items():
+            if not replicates:  # all were left out
+                continue
             what = (*setting[:5], balance(setting))
-            same = [other for other in first if (*other[:5], balance(other)) == what]
+            same = [other for other in curves if (*other[:5], balance(other)) == what]
             taken = f" ({len(same) + 1})" if same else ""
-            first[setting] = average(*setting[:5], what[5] + taken, replicates)
-            curves.append(first[setting])
+            curves[setting] = c = average(*setting[:5], what[5] + taken, replicates)
             _, _, subsets, folders = zip(*replicates.values())
             if setting[0] == "random" and len(set(subsets)) < len(subsets):
-                print(f"note: {curves[-1].name()}: {len(subsets)} seeds share {len(set(subsets))} subset(s)")
+                print(f"note: {c.name()}: {len(subsets)} seeds share {len(set(subsets))} subset(s)")
             if same:
                 there, here = (dict(zip(PRETRAINING, c)) for c in (same[0], setting))
-                print(f"note: {curves[-1].name()} is {folders[0]}: {unlike(there, here)}")
+                print(f"note: {c.name()} is {folders[0]}: {unlike(there, here)}")
         name = base = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
         while name in named:  # the same preset with other hyperparameters
             name += "+"
         if curves:
-            named[name] = settings, sorted(curves, key=position)
+            named[name] = settings, sorted(curves.values(), key=position)
             if name != base:
                 print(f"note: {name}: {unlike(named[base][0], settings)}")
     if not named:
@@ -325,11 +326,10 @@ def select(figure: str | None, found: list[Group], preset: str, size: int | None
         found = [g for g in found if (preset == "cinic10") == (figure == "6")]
     if figure not in ("2", "3"):
         return found
-    _, t_star, _, usual = FIGURE_2.get(preset, (0, 0, 0, 0))
-    if figure == "2":
-        steps = [g.step for g in found]
-        found = [g for g in found if g.step == (t_star / 2 if t_star / 2 in steps else max(steps))]
-    wanted = size or (SIZE_OF_FIGURE_3 if figure == "3" else usual)
+    if figure == "2":  # the paper's steps, else the most
+        longest = max((g.step for g in found), default=0)
+        found = [g for g in found if g.claimed] or [g for g in found if g.step == longest]
+    wanted = size or (SIZE_OF_FIGURE_3 if figure == "3" else FIGURE_2.get(preset, (0, 0, 0, 0))[3])
     if size and any(size not in g.sizes() for g in found):
         raise InputError(f"--size {size}: the subsets have {', '.join(map(str, found[0].sizes()))} examples")
     return [g.only(wanted) if wanted in g.sizes() else best_size(g) for g in found]
@@ -434,10 +434,10 @@ def beside_the_paper(group: Group, a: Curve, b: Curve, d: Comparison, margin: fl
         return ""
     for least, most, role_a, role_b, said in STATEMENTS:
         if least <= group.noise <= most and (a.role, b.role) == (role_a, role_b):
-            above, below = (d.low > 0, d.low > -margin), (d.high < 0, d.high < margin)
-            for_it = dict(zip(("better", "no worse", "worse", "no better"), above + below))[said]
-            against = d.high < 0 if said in ("better", "no worse") else d.low > 0
-            return f"{said}: {'supported' if for_it else 'contradicted' if against else 'undecided'}"
+            true = {"better": d.low > 0, "no worse": d.low > -margin,
+                    "worse": d.high < 0, "no better": d.high < margin}  # fmt: skip
+            opposite = true["worse" if said in ("better", "no worse") else "better"]
+            return f"{said}: {'supported' if true[said] else 'contradicted' if opposite else 'undecided'}"
     return ""
 
 

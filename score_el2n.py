@@ -145,8 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     common.save_array(args.out, scores, config | {"made_by": common.made_by(device)})
     if count > 1:
         rho, of_mean, between, overlap = reliability(networks)
-        print(f"rank correlation between networks {rho:.3f}   reliability of the mean "
-              f"{f'{of_mean:.3f}' if rho > 0 else 'none, they disagree'}   "
+        text = f"{of_mean:.3f}" if rho > 0 else "none, they disagree"
+        print(f"rank correlation between networks {rho:.3f}   reliability of the mean {text}   "
               f"between two halves {between:.3f}, easiest tenth in common {overlap:.1%}")  # fmt: skip
     print(f"scores of {len(scores)} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
           f"max {scores.max():.4f}")  # fmt: skip
