@@ -1,7 +1,7 @@
-"""What every stage needs: presets, files, data, network, training, command line.
+"""What every stage needs, in the order in which an image becomes a weight, then files and command line.
 
-An image travels from disk into a weight in the order of this file:
-load_data -> epoch_table -> take_batch -> ResNet -> train. Stages decide who is trained, and on what.
+load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step -> Member.update. Stages decide who is
+trained, and on what.
 """
 
 import argparse
@@ -55,28 +55,10 @@ PRESETS = {
         total_steps=31250, t_star=800, el2n_steps=8000, levels=12,
     ),
 }  # fmt: skip
-
-# flag: (type, is it usable?, what is, meaning and unit)
-HYPERPARAMETERS = {
-    "depth": (int, lambda v: 8 <= v < 1500 and v % 6 == 2, "6n + 2, 8 to 1496", "layers of the ResNet"),
-    "width": (int, lambda v: 1 <= v <= 4096, "from 1 to 4096", "channels of the first stage"),
-    "batch_size": (int, lambda v: v >= 1, "at least 1", "images"),
-    "lr": (float, lambda v: 0 < v < 1e30, "above 0", "learning rate of scoring and of every IMP level"),
-    "pretrain_lr": (float, lambda v: 0 < v < 1e30, "above 0", "learning rate of pre-training"),
-    "momentum": (float, lambda v: 0 <= v < 1, "in [0, 1)", "momentum of SGD"),
-    "weight_decay": (float, lambda v: 0 <= v < 1e30, "at least 0", "weight decay, on every parameter"),
-    "milestones": (int, lambda v: v > 0, "above 0 and ascending", "optimizer steps at which the rate decays"),
-    "lr_decay": (float, lambda v: 0 < v <= 1, "in (0, 1]", "factor of the rate at each milestone"),
-    "total_steps": (int, lambda v: v >= 1, "at least 1", "optimizer steps of a full training"),
-}
-# What IMP trains with. Starting points may differ in the rest of the recipe and still train side by side.
-SHARED = ("preset", "dataset", "fingerprint", "classes", "precision",
-          *(name for name in HYPERPARAMETERS if name != "pretrain_lr"))  # fmt: skip
-RECIPE = (*SHARED, "pretrain_lr", "rewind_step", "seed", "scheme", "subset_size", "subset_sha256",
-          "class_balanced", "label_noise", "noise_seed")  # fmt: skip
-SCHEMES = ["all", "random", "easy", "hard", "custom"]
-# What files say beside their settings
-RECORDED = ("recipe", "row", "rows", "made_by", "sha256")
+SCHEMES = ["all", "random", "easy", "hard", "custom"]  # what pre-training may see
+# In these, and in the seed, starting points may differ and still train side by side: IMP does not use them.
+PRETRAINING = ("pretrain_lr", "rewind_step", "scheme", "subset_size", "subset_sha256", "score",
+               "class_balanced", "label_noise", "noise_seed")  # fmt: skip
 
 # ------------------------------------------------------------ errors, random streams
 
@@ -93,192 +75,13 @@ class Stopped(BaseException):
     """A signal arrived and everything is saved: exit status 128 + its number."""
 
 
-INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING = range(6)  # purposes; a seed's meaning hangs on the numbers
+# purposes of random streams; what a seed means hangs on the numbers
+INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE = range(7)
 
 
 def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:
     """The random stream of one purpose. Always four words: NumPy pads a shorter key with zeros."""
     return np.random.default_rng([purpose, seed, level, epoch])
-
-
-# ------------------------------------------------------------ files
-
-
-def sha256(*parts: bytes) -> str:
-    h = hashlib.sha256()
-    for part in parts:
-        h.update(part)
-    return h.hexdigest()
-
-
-def to_json(value: object, indent: int | None = None) -> bytes:
-    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent).encode()
-
-
-def parse_json(path: Path, text: bytes | str) -> dict:
-    """A JSON object; InputError for anything else, NaN and bottomless nesting included."""
-    try:
-        value = json.loads(text, parse_constant=int)  # which refuses NaN and Infinity
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or complete, also after a power loss."""
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: a killed process leaves one at most
-    try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except OSError as error:
-        raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
-
-
-def check_output(path: Path, suffix: str) -> None:
-    """InputError where --out has another suffix, is a folder, or would replace somebody else's .json."""
-    if path.suffix != suffix:
-        raise InputError(f"--out must end in {suffix}: {path}")
-    if path.is_dir():
-        raise InputError(f"--out is a folder: {path}")
-    sidecar = path.with_suffix(".json")
-    there = suffix == ".npy" and sidecar.exists()
-    if there and "fingerprint" not in parse_json(sidecar, read_bytes(sidecar)):
-        raise InputError(f"{sidecar} is in the way, it was not written by this toolkit")
-
-
-def is_level_or_state(path: Path) -> bool:
-    """Does imp.py write files of this name?"""
-    return re.fullmatch(r"(level\d{2,}|state)\.safetensors", path.name) is not None
-
-
-def lock(path: Path) -> io.TextIOBase:
-    """Hold path until this process ends or the result is closed; makes its folder.
-
-    The file stays: unlinking it would race. InputError: another process holds it, or nothing can be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    handle.flush()
-    return handle
-
-
-def digest(tensors: dict[str, Tensor], info: dict) -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, and over info."""
-    parts = [to_json(info)]
-    for name, t in sorted(tensors.items()):
-        parts += [f"{name} {t.dtype} {list(t.shape)}".encode(), t.numpy().tobytes()]
-    return sha256(*parts)
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
-    """Write a safetensors file whose metadata are one key, `json`: info and a sha256 over everything."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    metadata = {"json": to_json(info | {"sha256": digest(tensors, info)}).decode()}
-    atomic_write(path, safetensors.torch.save(tensors, metadata))
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Read (tensors, info). InputError: missing, not safetensors, wrong checksum, values not finite."""
-    content = read_bytes(path)
-    try:
-        tensors = safetensors.torch.load(content)
-    except Exception as error:  # the library raises various ones of its own and of Python's
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-    header = parse_json(path, content[8 : 8 + int.from_bytes(content[:8], "little")])
-    info = parse_json(path, header.get("__metadata__", {}).get("json", "{}"))
-    stored = info.pop("sha256", None)
-    for name, t in tensors.items():
-        if t.dtype not in (torch.float32, torch.float64, torch.uint8, torch.int64):
-            raise InputError(f"{path}: {name} is {t.dtype}")
-        if not t.isfinite().all():
-            raise InputError(f"{path}: {name} has values that are not finite")
-    if stored is not None and stored != digest(tensors, info):
-        raise InputError(f"{path}: damaged, its content does not match its sha256")
-    return tensors, info
-
-
-def save_array(path: Path, array: np.ndarray, info: dict) -> None:
-    """Write path (.npy) and, first, its sidecar .json: info, the sha256 of the .npy and of the sidecar."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    sidecar = info | {"sha256": sha256(buffer.getvalue())}
-    sidecar["json_sha256"] = sha256(to_json(sidecar))
-    atomic_write(path.with_suffix(".json"), to_json(sidecar, indent=1) + b"\n")
-    atomic_write(path, buffer.getvalue())
-
-
-def read_sidecar(path: Path) -> dict:
-    """What the .json beside an .npy says; {} where there is none: an array of the user's own."""
-    sidecar = path.with_suffix(".json")
-    info = parse_json(sidecar, read_bytes(sidecar)) if sidecar.exists() else {}
-    stored = info.pop("json_sha256", None)
-    if stored is not None and stored != sha256(to_json(info)):
-        raise InputError(f"{sidecar}: does not match the json_sha256 in it; make it again or delete it")
-    return info
-
-
-def read_array(path: Path, dtype: type, shape: tuple) -> np.ndarray:
-    """Read an .npy file of a dtype and shape, in which None stands for any length. InputError otherwise."""
-    content = read_bytes(path)
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a crafted header can raise nearly anything
-        raise InputError(f"{path}: not a readable .npy file ({error})") from None
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        kind, wanted = getattr(array, "dtype", None), np.dtype(dtype)
-        raise InputError(f"{path}: dtype {kind}, expected {wanted}; save it as array.astype(np.{wanted})")
-    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
-        expected = ", ".join("any length" if n is None else str(n) for n in shape)
-        raise InputError(f"{path}: shape {list(array.shape)}, expected [{expected}]")
-    return array
-
-
-def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
-    """(array, sidecar); InputError also where values are not finite or the sidecar speaks of others."""
-    array, info = read_array(path, dtype, shape), read_sidecar(path)
-    if not np.isfinite(array).all():
-        raise InputError(f"{path}: has values that are not finite")
-    if info and info.get("sha256") != sha256(read_bytes(path)):
-        raise InputError(f"{path}: does not match the sha256 in {path.with_suffix('.json').name} beside it")
-    if info.get("fingerprint", fingerprint) != fingerprint:
-        raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
-    return array, info
-
-
-def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
-    """InputError naming every setting in which the file at path differs from what is asked for now.
-
-    A setting that one side does not know counts as None there: so an option of your own makes a difference.
-    """
-    differ = [key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)]
-    if differ:
-        said = [f"{k} {found.get(k, 'unknown')} there, {wanted.get(k, 'unknown')} now" for k in differ]
-        raise InputError(f"{path} exists with other settings: {'; '.join(said)} (--force starts over)")
 
 
 # ------------------------------------------------------------ data
@@ -295,7 +98,7 @@ class Data:
     test_labels: Tensor  # [n] int64
     mean: Tensor  # [C] float32 of the full training set, on the scale of the uint8 values
     std: Tensor  # [C] float32, likewise
-    fingerprint: str
+    fingerprint: str  # sha256 of training images and clean labels
     pad: int
     flip: bool
 
@@ -307,6 +110,39 @@ class Data:
     def normalise(self, images: Tensor) -> Tensor:
         """[B, H, W, C] uint8 -> [B, C, H, W] float32, channels-last in memory."""
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -> Data:
+    """A data set on the device, padded, with the statistics and the fingerprint of its training set."""
+    classes, images, labels, test, test_labels = READERS[dataset](data_dir)
+    labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
+    if len(classes) < 2:
+        raise InputError(f"{data_dir}: only one class, {classes[0]}")
+    mean, std = channel_statistics(images)
+    if not std.all():
+        raise InputError(f"{dataset}: a channel of the training images is constant")
+    pad, flip = PRESETS[preset]["pad"], PRESETS[preset]["flip"]
+    fingerprint = sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes())
+    x, *rest = (torch.from_numpy(a).to(device) for a in (images, labels, test, test_labels, mean, std))
+    return Data(list(classes), F.pad(x, (0, 0, pad, pad, pad, pad)), *rest, fingerprint, pad, flip)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, [C] float32 each, exact up to the last rounding."""
+    values = np.arange(256)
+    counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
+    mean = np.array([count @ values / count.sum() for count in counts])
+    variance = [count @ (values - m) ** 2 / count.sum() for count, m in zip(counts, mean)]
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def noisy_labels(labels: np.ndarray, classes: int, label_noise: float, noise_seed: int) -> np.ndarray:
+    """Labels [N] int64, round(label_noise N) of them drawn anew, uniformly over all classes (P, App. A)."""
+    draw = rng(NOISE, noise_seed)
+    chosen = draw.choice(len(labels), round(label_noise * len(labels)), replace=False)
+    labels = labels.copy()
+    labels[chosen] = draw.integers(0, classes, len(chosen))
+    return labels
 
 
 # Each reader returns (class names, training images [N, H, W, C] uint8, labels, test images, test labels).
@@ -332,22 +168,28 @@ def read_cifar(name: str, root: Path) -> tuple:
     try:
         train, test = (kind(root, train=part) for part in (True, False))
     except RuntimeError:  # missing, or a checksum differs
-        with fetching(root, kind.filename, kind.url, kind.tgz_md5):
+        with fetching(root / kind.filename, kind.url, kind.tgz_md5):
             train, test = (kind(root, train=part, download=True) for part in (True, False))
     return train.classes, train.data, train.targets, test.data, test.targets
 
 
+CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
+CINIC10_MD5, CINIC10_IMAGES = "6ee4d0c996905fe93221de577967a372", [180_000, 90_000]  # training, test
+
+
 def read_cinic10(root: Path) -> tuple:
     """CINIC-10 with train and valid joined; after the first time, from cinic10.safetensors alone."""
-    name, md5 = "CINIC-10.tar.gz", "6ee4d0c996905fe93221de577967a372"
-    url = f"https://datashare.ed.ac.uk/bitstream/handle/10283/3192/{name}"
     cache = root / "cinic10.safetensors"
     tree = root if (root / "train").is_dir() else root / "CINIC-10"
     if not cache.exists() and not tree.is_dir():
-        with fetching(root, name, url, md5):
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        with fetching(root / "CINIC-10.tar.gz", CINIC10_URL, CINIC10_MD5):
             if not tree.is_dir():  # while this one waited, another process may have made it
-                fetch_archive(url, root / name, md5, tree)
-    return read_trees(tree, ["train", "valid"], cache, trust=True)
+                unpacked = root / ".CINIC-10.partial"
+                download_and_extract_archive(CINIC10_URL, root, unpacked, md5=CINIC10_MD5)
+                os.replace(unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree)
+    return read_trees(tree, ["train", "valid"], cache, CINIC10_IMAGES)
 
 
 def read_folder(root: Path) -> tuple:
@@ -362,18 +204,16 @@ READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "fo
 
 
 @contextlib.contextmanager
-def fetching(root: Path, name: str, url: str, md5: str) -> Iterator[None]:
+def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
     """One process fetches, the others wait; without a network, one line that says what to put where."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with exclusive(root):
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(archive.parent):
             yield
     except (OSError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"{root / name} is missing and cannot be fetched ({reason}): put {url} there (md5 {md5}), "
-            "or name the folder that has it with --data-dir"
-        ) from None
+        why = str(error).splitlines()[0]
+        raise InputError(f"{archive} is missing and cannot be fetched ({why}): put {url} there (md5 {md5}), "
+                         "or name the folder that has it with --data-dir") from None  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -384,122 +224,69 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def fetch_archive(url: str, path: Path, md5: str, tree: Path) -> None:
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    unpacked = path.parent / ".CINIC-10.partial"
-    download_and_extract_archive(url, path.parent, unpacked, path.name, md5)
-    os.replace(unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree)
-
-
-CACHED = ("train", "labels", "test", "test_labels")
-
-
-def read_trees(root: Path, train: list[str], cache: Path, trust=False) -> tuple:
+def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
     """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
 
     Every stage would decode the small files anew, so the arrays are kept in `cache` until a file changes.
+    sizes  how many images for training and for the test there must be; a cache of them stands for the files
     """
     stamp = None
-    if not (trust and cache.exists()):
-        classes = class_names(root / "train")
-        parts = [list_images(root, splits, classes) for splits in (train, ["test"])]
-        stats = [(file, os.lstat(file)) for files, _ in parts for file in files]
-        stamp = sha256(*(f"{file} {s.st_size} {s.st_mtime_ns}".encode() for file, s in stats))
+    if not (sizes and cache.exists()):
+        classes, *parts = list_images(root, train)
+        if sizes not in (None, [len(files) for files, _ in parts]):
+            raise InputError(f"{root}: incomplete, {sizes} images are expected for training and test")
+        with reading(root):
+            stats = [(os.path.relpath(file, root), os.stat(file)) for files, _ in parts for file in files]
+        stamp = sha256(*(b"%s %d %d\n" % (os.fsencode(f), s.st_size, s.st_mtime_ns) for f, s in stats))
+    keys = ("train", "labels", "test", "test_labels")
     if cache.exists():
-        tensors, info = load_tensors(cache)
-        if not {"stamp", "classes"} <= info.keys() or sorted(tensors) != sorted(CACHED):
-            raise InputError(f"{cache}: not a cache of decoded images; delete it")
-        if stamp in (None, info["stamp"]):
-            return info["classes"], *(tensors[name].numpy() for name in CACHED)
+        try:
+            tensors, info = load_tensors(cache)
+            if stamp in (None, info["stamp"]):
+                return info["classes"], *(tensors[key].numpy() for key in keys)
+        except (InputError, KeyError) as error:
+            raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
     arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
-    info = {"classes": classes, "stamp": stamp}
+    tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
     with contextlib.suppress(OSError, Failure), exclusive(cache.parent):  # a read-only folder goes without
-        save_tensors(cache, {name: torch.from_numpy(a) for name, a in zip(CACHED, arrays)}, info)
+        save_tensors(cache, tensors, {"classes": classes, "stamp": stamp})
     return classes, *arrays
 
 
-def class_names(folder: Path) -> list[str]:
-    try:
-        names = sorted(d.name for d in os.scandir(folder) if d.is_dir() and not d.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; class folders belong there, see --data-dir") from None
-    if not names:
-        raise InputError(f"{folder}: no class folders")
-    return names
+def list_images(root: Path, train: list[str]) -> tuple[list[str], tuple, tuple]:
+    """Class names, and (files, labels) for training and test."""
+    from torchvision.datasets import ImageFolder
 
-
-def list_images(root: Path, splits: list[str], classes: list[str]) -> tuple[list[Path], list[int]]:
-    files, labels = [], []
-    for split in splits:
-        if class_names(root / split) != classes:
+    found = {}
+    for split in [*train, "test"]:
+        with reading(root / split):  # which may be missing, or have an empty class folder or none
+            found[split] = ImageFolder(root / split)
+        if found[split].classes != found["train"].classes:
             raise InputError(f"{root / split}: its class folders are not those of {root / 'train'}")
-        for label, name in enumerate(classes):
-            folder = root / split / name
-            members = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-            if not members:
-                raise InputError(f"{folder}: an empty class folder")
-            files += [folder / member for member in members]
-            labels += [label] * len(members)
-    return files, labels
+    parts = [[pair for split in splits for pair in found[split].samples] for splits in (train, ["test"])]
+    return found["train"].classes, *(tuple(zip(*pairs)) for pairs in parts)
 
 
-def decode(files: list[Path]) -> np.ndarray:
+def decode(files: list[str]) -> np.ndarray:
     """[N, 32, 32, 3] uint8; grey images get three equal channels, other sizes are resized."""
     from PIL import Image
 
-    def read(file: Path) -> np.ndarray:
-        try:
-            with Image.open(file) as image:
-                if image.mode[0] in "IF":  # convert would clip them
-                    raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
-                image = image.convert("RGB")
-                small = image.size == (32, 32)
-                return np.asarray(image if small else image.resize((32, 32), Image.Resampling.BILINEAR))
-        except Exception as error:  # a decoder fed with a corrupt file raises anything
-            raise InputError(f"{file}: not a readable image ({error})") from None
+    def read(file: str) -> np.ndarray:
+        with reading(file), Image.open(file) as image:
+            deep = any(";16" in str(tile[-1]) for tile in image.tile)  # PIL drops the lower bytes of RGB
+            if image.mode[0] in "IF" or deep:
+                raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError("transparent pixels; put the image on a background")
+            image = image.convert("RGB")
+            small = image.size == (32, 32)
+            return np.asarray(image if small else image.resize((32, 32), Image.Resampling.BILINEAR))
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(tqdm(pool.map(read, files), "images", len(files), disable=None, leave=False)))
 
 
-def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -> Data:
-    """A data set on the device, padded, with the statistics and the fingerprint of its training set."""
-    classes, images, labels, test, test_labels = READERS[dataset](data_dir)
-    labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
-    if len(classes) < 2:
-        raise InputError(f"{data_dir}: only one class, {classes[0]}")
-    mean, std = channel_statistics(images)
-    if not std.all():
-        raise InputError(f"{dataset}: a channel of the training images is constant")
-    pad = PRESETS[preset]["pad"]
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return Data(
-        list(classes), F.pad(put(images), (0, 0, pad, pad, pad, pad)), put(labels), put(test),
-        put(test_labels), put(mean), put(std),
-        sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes()), pad, PRESETS[preset]["flip"],
-    )  # fmt: skip
-
-
-def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, [C] float32 each, exact up to the last rounding."""
-    values = np.arange(256)
-    counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
-    mean = np.array([count @ values / count.sum() for count in counts])
-    variance = [count @ (values - m) ** 2 / count.sum() for count, m in zip(counts, mean)]
-    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def noisy_labels(labels: np.ndarray, classes: int, label_noise: float, noise_seed: int) -> np.ndarray:
-    """Labels [N] int64, round(label_noise N) of them drawn anew, uniformly over all classes (P, App. A)."""
-    draw = rng(NOISE, noise_seed)
-    chosen = draw.choice(len(labels), round(label_noise * len(labels)), replace=False)
-    labels = labels.copy()
-    labels[chosen] = draw.integers(0, classes, len(chosen))
-    return labels
+# ------------------------------------------------------------ order and crops
 
 
 def epoch_table(seed: int, level: int, epoch: int, n: int, batch: int, pad: int, flip: bool) -> np.ndarray:
@@ -636,10 +423,9 @@ class Member:
     def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
         """Start again from weights * masks at a step of the schedule, with fresh momentum."""
         self.step, self.failed, self.loss_steps = step, False, 0
-        for name, t in self.weights().items():
-            t.copy_(weights[name])
-        for name, t in self.masks.items():
-            t.copy_(masks[name])
+        for mine, given in ((self.weights(), weights), (self.masks, masks)):
+            for name, t in mine.items():
+                t.copy_(given[name])
         for t in (self.loss_sum, *self.momentum.values()):
             t.zero_()
         self.apply_masks()
@@ -661,16 +447,16 @@ class Member:
     def apply_masks(self) -> None:
         torch._foreach_mul_(list(self.prunable.values()), list(self.masks.values()))
 
+    def finite(self) -> bool:
+        """Are all weights and statistics finite? One copy to the host, however many tensors there are."""
+        return bool(torch.stack([t.isfinite().all() for t in self.weights().values()]).all())
 
-def even_groups(items: list, at_once: int) -> list[list]:
-    """Split into the fewest groups of at most at_once, as even as they come."""
+
+def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
+    """The fewest even groups of at most at_once; default 8 on a GPU, 1 on a CPU, which has one to itself."""
+    at_once = at_once or (8 if device.type == "cuda" else 1)
     groups = -(-len(items) // at_once)
     return [items[i::groups] for i in range(groups)]
-
-
-def default_at_once(device: torch.device) -> int:
-    """Networks side by side unless --at-once says otherwise; on a CPU one has the processor to itself."""
-    return 8 if device.type == "cuda" else 1
 
 
 def learning_rate(recipe: dict, peak: float, step: int) -> float:
@@ -686,7 +472,7 @@ def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tens
 
 
 class Group:
-    """Networks of one recipe that take their steps side by side; on a GPU these are one CUDA graph.
+    """Networks of one recipe that take their steps side by side; on a GPU each is a CUDA graph.
 
     labels  [N] int64 on the device, default the clean ones
     subset  [M] int64 indices of the examples to train on, default all
@@ -704,7 +490,7 @@ class Group:
         self.rate = torch.zeros((), **place)
         self.examples = torch.zeros(len(members), 4, batch, dtype=torch.int64, **place)
         self.tables = torch.zeros(len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place)
-        self.replay = record(self) if self.labels.is_cuda else None
+        self.recordings = [record(self, k) for k in range(len(members))] if self.labels.is_cuda else []
 
     def load_epoch(self, level: int, epoch: int) -> None:
         """Fill the tables: what every member sees in this epoch."""
@@ -716,66 +502,65 @@ class Group:
             # from a pinned buffer of its own, which the copy may still read when the next epoch is drawn
             kept.copy_(new.pin_memory() if kept.is_cuda else new, non_blocking=True)
 
-    def step(self, m: Member) -> None:
-        """The training step of one member: batch, loss, gradients, SGD, masks."""
-        examples = self.examples[self.members.index(m)]
+    def step(self, k: int) -> None:
+        """The training step of member k: batch, loss, gradients, SGD, masks."""
+        m, examples = self.members[k], self.examples[k]
         images, labels = take_batch(self.data, examples), self.labels[examples[0]]
         loss = loss_of(m.net, images, labels, self.recipe["precision"])
         loss.backward()
         m.update(self.recipe, self.rate)
         m.loss_sum += loss.detach()
 
-
-def record(group: Group) -> Callable[[], None]:
-    """Record one step of every member, on parallel streams, as a CUDA graph; returns what replays it.
-
-    The members stay as they are. A replay costs the host one launch instead of a thousand, and works on the
-    very tensors that it was recorded with: whoever changes them copies into them.
-    """
-    streams = [torch.cuda.Stream() for _ in group.members]
-
-    def steps() -> None:
+    def steps(self, active: list[int]) -> None:
+        """A step of each of these members; on a GPU all of them at the same time."""
+        if not self.recordings:
+            for k in active:
+                self.step(k)
+            return
         here = torch.cuda.current_stream()
-        for m, stream in zip(group.members, streams):
+        for k in active:
+            replay, stream = self.recordings[k]
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
-                group.step(m)
-        for stream in streams:
-            here.wait_stream(stream)
+                replay()
+        for k in active:  # after all have started: joined one by one they would wait for each other
+            here.wait_stream(self.recordings[k][1])
 
-    kept = [m.copy() for m in group.members]
-    for m in group.members:
-        m.net.train()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+def record(group: Group, k: int) -> tuple[Callable[[], None], "torch.cuda.Stream"]:
+    """Record the step of member k as a CUDA graph; returns what replays it and the stream to do it on.
+
+    The member stays as it is. A replay costs the host one launch instead of a thousand, and works on the
+    very tensors that it was recorded with: whoever changes them copies into them.
+    """
+    m = group.members[k]
+    kept, graph, stream = m.copy(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    m.net.train()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # cuDNN and cuBLAS set themselves up, stream by stream
         for _ in range(3):
-            steps()
+            group.step(k)
     torch.cuda.synchronize()
     try:
         with torch.cuda.graph(graph, stream=stream):
-            steps()
+            group.step(k)
     except RuntimeError as error:  # what cut a recording short (memory, a signal) makes its end fail too
         raise error.__context__ or error from None
-    for m, state in zip(group.members, kept):
-        m.restore(state)
-    return graph.replay
+    m.restore(kept)
+    return graph.replay, stream
 
 
 def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
     """Train the members of a group to step `stop`; yields the number of steps after every step.
 
     Each starts at its own member.step, and its result does not depend on its company. One whose loss is not
-    finite stops there (member.failed) and the others go on. While it yields, a member holds its own weights
-    if its step is the number yielded: on a GPU those whose turn has not come are stepped all the same.
+    finite stops there (member.failed) and the others go on.
     peak  learning rate before the first milestone
     """
     members, recipe, per_epoch = group.members, group.recipe, group.per_epoch
     first = min(m.step for m in members)
     for m in members:
         m.net.train()
-    # a recorded step is one of all members; those that start later get their state back in time
-    later = {m: m.copy() for m in members if m.step > first} if group.replay else {}
     name = members[0].name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, per_epoch)
@@ -783,43 +568,264 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
             group.load_epoch(level, epoch)
         group.rate.fill_(learning_rate(recipe, peak, step))
         group.examples.copy_(group.tables[:, :, i])
-        active = [m for m in members if m.step == step and not m.failed]
-        for m in active:
-            if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
-                m.loss_sum.zero_()
-                m.loss_steps = 0
-        if group.replay:
-            group.replay()
-            for m in [m for m in later if m.step == step + 1]:
-                m.restore(later.pop(m))
-        else:
-            for m in active:
-                group.step(m)
-        for m in active:
+        active = [k for k, m in enumerate(members) if m.step == step and not m.failed]
+        if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
+            for k in active:
+                members[k].loss_sum.zero_()
+                members[k].loss_steps = 0
+        group.steps(active)
+        for m in (members[k] for k in active):
             m.loss_steps += 1
             m.step = step + 1
-            if not group.replay or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
+            if not m.loss_sum.is_cuda or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
                 m.failed = not math.isfinite(m.loss_sum)
             if m.step == stop:  # no loss has seen the last update
-                m.failed = m.failed or not all(t.isfinite().all() for t in m.weights().values())
+                m.failed = m.failed or not m.finite()
         yield step + 1
 
 
 @torch.no_grad()
-def predict(net: ResNet, data: Data, images: Tensor) -> Tensor:
+def predict(net: nn.Module, data: Data, images: Tensor) -> Tensor:
     """Logits [n, classes] float32 in eval mode of images [n, H, W, C] uint8, not augmented."""
+    training = net.training
     net.eval()
-    return torch.cat([net(data.normalise(part)) for part in images.split(1000)])
+    logits = torch.cat([net(data.normalise(part)) for part in images.split(1000)])
+    net.train(training)  # the caller may be in the middle of a training
+    return logits
 
 
-def evaluate(net: ResNet, data: Data) -> tuple[float, float]:
+def evaluate(net: nn.Module, data: Data) -> tuple[float, float]:
     """(accuracy as a fraction, mean cross-entropy) on the test set."""
     logits = predict(net, data, data.test)
     accuracy = (logits.argmax(1) == data.test_labels).double().mean().item()
     return accuracy, F.cross_entropy(logits.double(), data.test_labels).item()
 
 
+# ------------------------------------------------------------ files
+
+
+def sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def to_json(value: object, indent: int | None = None) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent).encode()
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Whatever goes wrong while a file is read and decoded becomes one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from None
+    except Exception as error:  # a decoder fed with a damaged file raises anything
+        raise InputError(f"{path}: not readable ({type(error).__name__}: {str(error)[:200]})") from None
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file that is either the old one or complete, also after a power loss."""
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: a killed process leaves one at most
+    try:
+        with open(temporary, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
+
+
+def digest(tensors: dict[str, Tensor], info: dict) -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, and over info."""
+    parts = [to_json(info)]
+    for name, t in sorted(tensors.items()):
+        parts += [f"{name} {t.dtype} {list(t.shape)}".encode(), t.numpy().tobytes()]
+    return sha256(*parts)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
+    """Write a safetensors file whose metadata are one key, `json`: info and a sha256 over everything."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"json": to_json(info | {"sha256": digest(tensors, info)}).decode()}
+    atomic_write(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read (tensors, info). InputError: missing, not safetensors, wrong checksum, values not finite."""
+    with reading(path):
+        tensors = safetensors.torch.load(path.read_bytes())
+        info = load_info(path)
+        stored = info.pop("sha256", None)
+        if stored is not None and stored != digest(tensors, info):
+            raise ValueError("damaged, its content does not match its sha256")
+        for name, t in tensors.items():
+            if not t.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite")
+    return tensors, info
+
+
+def load_info(path: Path) -> dict:
+    """What the metadata of a safetensors file say, its sha256 included and not verified."""
+    with reading(path), safetensors.safe_open(path, "np") as f:
+        return dict(json.loads((f.metadata() or {}).get("json", "{}")))
+
+
+def save_array(path: Path, array: np.ndarray, info: dict) -> None:
+    """Write path (.npy) and, first, its sidecar .json: info and the sha256 of the .npy."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    sidecar = info | {"sha256": sha256(buffer.getvalue())}
+    path.unlink(missing_ok=True)  # never an old array under a new sidecar
+    atomic_write(path.with_suffix(".json"), to_json(sidecar, indent=1) + b"\n")
+    atomic_write(path, buffer.getvalue())
+
+
+def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
+    """An .npy file of a dtype and shape (None: any length), and what its sidecar says, {} without one.
+
+    InputError: other dtype or shape, values not finite, or a sidecar about another array or data set.
+    """
+    with reading(path):
+        content = path.read_bytes()
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+        if array.dtype != dtype:
+            wanted = np.dtype(dtype)
+            raise ValueError(f"dtype {array.dtype}, expected {wanted}: save array.astype(np.{wanted})")
+        if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+            expected = ", ".join("any length" if n is None else str(n) for n in shape)
+            raise ValueError(f"shape {list(array.shape)}, expected [{expected}]")
+        if not np.isfinite(array).all():
+            raise ValueError("has values that are not finite")
+    info = read_sidecar(path)
+    if not info:
+        print(f"note: {path} has no .json beside it, its labels are taken as clean", file=sys.stderr)
+    elif info.get("sha256") != sha256(content):
+        raise InputError(f"{path}: does not match the sha256 in the .json beside it")
+    if info.get("fingerprint", fingerprint) != fingerprint:
+        raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
+    return array, info
+
+
+def read_sidecar(path: Path) -> dict:
+    """What the .json beside an .npy says; {} where there is none: an array of the user's own."""
+    sidecar = path.resolve().with_suffix(".json")
+    if not sidecar.exists():
+        return {}
+    with reading(sidecar):
+        info = dict(json.loads(sidecar.read_text()))
+        LABEL_NOISE(str(info.get("label_noise", 0)))
+        SEED(str(info.get("noise_seed", 0)))
+    return info
+
+
+RECORDED = ("recipe", "row", "made_by", "sha256")  # what files say beside the settings that decide the result
+
+
+def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
+    """InputError naming every setting in which the file at path differs from what is asked for now.
+
+    A setting that one side does not know counts as None there: so an option of your own makes a difference.
+    """
+    differ = [key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)]
+    if differ:
+        said = [f"{k} {found.get(k, 'unknown')} there, {wanted.get(k, 'unknown')} now" for k in differ]
+        raise InputError(f"{path} exists with other settings: {'; '.join(said)} (--force starts over)")
+
+
+def lock(path: Path) -> io.TextIOBase:
+    """Hold path until this process ends or the result is closed; makes its folder.
+
+    The file stays: unlinking it would race. InputError: another process holds it, or nothing can be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        read_only = path.exists() and not os.access(path, os.W_OK)  # what is finished may lie on such a disk
+        handle = open(path, "r" if read_only else "a+")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
+    if not read_only:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
+    return handle
+
+
+def open_output(out: Path, lock_path: Path, wanted: dict, found: Callable[[], dict],
+                force: bool) -> io.TextIOBase | None:  # fmt: skip
+    """The lock to hold while out is made; None, after saying so, where it is there with these settings.
+
+    found  reads the settings of the file at out. InputError: they differ, or another process is at work.
+    """
+    if out.exists() and not force:  # before any lock: a finished output may lie on a read-only disk
+        refuse_difference(out, found(), wanted)
+        print(f"already done: {out}")
+        return None
+    return lock(lock_path)
+
+
+def save_divergence(folder: Path, recipe: dict, settings: dict, level: int | None, step: int) -> None:
+    """diverged.json: the loss of this run was not finite; no verdict may pass over it in silence."""
+    about = {"recipe": recipe, "settings": settings, "level": level, "step": step}
+    atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
+
+
+def is_level_or_state(path: Path) -> bool:
+    """Does imp.py write files of this name?"""
+    return re.fullmatch(r"(level\d{2,}|state)\.safetensors", path.name) is not None
+
+
 # ------------------------------------------------------------ command line
+
+
+def within(interval: str, kind: type = float) -> Callable[[str], float]:
+    """An argparse type: a number of a kind in an interval such as "[0, 1)"; never NaN."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise argparse.ArgumentTypeError(f"must be in {interval}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse: invalid float value: 'x'
+    return parse
+
+
+def layers(text: str) -> int:
+    depth = within("[8, 1500)", int)(text)
+    if depth % 6 != 2:
+        raise argparse.ArgumentTypeError(f"must be 6n + 2, not {text}")
+    return depth
+
+
+COUNT, SEED, LABEL_NOISE = within("[1, inf)", int), within("[0, 4294967296)", int), within("[0, 1]")
+HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
+    "depth": (layers, "layers of the ResNet, 6n + 2"),
+    "width": (within("[1, 4096]", int), "channels of the first stage"),
+    "batch_size": (COUNT, "images"),
+    "lr": (within("(0, 1e30)"), "learning rate of scoring and of every IMP level"),
+    "pretrain_lr": (within("(0, 1e30)"), "learning rate of pre-training"),
+    "momentum": (within("[0, 1)"), "momentum of SGD"),
+    "weight_decay": (within("[0, 1e30)"), "weight decay, on every parameter"),
+    "milestones": (COUNT, "optimizer steps at which the rate decays, ascending"),
+    "lr_decay": (within("(0, 1]"), "factor of the rate at each milestone"),
+    "total_steps": (COUNT, "optimizer steps of a full training"),
+}
+RECIPE = ("preset", "dataset", "fingerprint", "classes", "precision", "seed", *HYPERPARAMETERS,
+          *(key for key in PRETRAINING if key != "pretrain_lr"))  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -830,44 +836,46 @@ class Parser(argparse.ArgumentParser):
                          allow_abbrev=False)  # fmt: skip
 
     def error(self, message: str) -> None:
-        raise InputError(message)
+        raise InputError(message.removeprefix("argument "))
 
 
-def add_data_flags(parser: Parser) -> None:
-    """One set of flags serves score_el2n.py, make_subset.py and pretrain.py; the second trains nothing."""
+def add_dataset_flags(parser: Parser) -> None:
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="experiment of the paper (default: digits, or what --dataset says)")
     add("--dataset", choices=READERS, help="default: the preset's; folder reads train/CLASS/*, test/CLASS/*")
-    add("--label-noise", type=float, help="share of labels drawn anew, 0 to 1 (default: the input's, else 0)")
-    add("--noise-seed", type=int, help="which draw of the label noise (default: the input's, else 0)")
-    for name, (kind, _, _, meaning) in HYPERPARAMETERS.items():
+    add("--label-noise", type=LABEL_NOISE, help="share of labels drawn anew (default: the input's, else 0)")
+    add("--noise-seed", type=SEED, help="which draw of the label noise (default: the input's, else 0)")
+
+
+def add_training_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    for name, (kind, meaning) in HYPERPARAMETERS.items():
         nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name)})"
-        add(spell(name), type=kind, nargs=nargs, metavar="X", help=text)
+        add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
     meaning = f"auto is bf16 where it is faster ({defaults('precision')})"
     add("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
-    add_place_flags(parser)
 
 
-def add_place_flags(parser: Parser) -> None:
+def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = False) -> None:
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (default: data)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: a GPU if any)")
+    if device:
+        add("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: a GPU if any)")
+    if at_once:
+        add("--at-once", type=COUNT, help="networks trained side by side (default: 8 on a GPU, 1 on a CPU)")
     add("--force", action="store_true", help="start over where the output exists")
 
 
 def defaults(name: str) -> str:
     """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
     usual = CIFAR10[name]
-    others = [f", {preset}: {show(p[name])}" for preset, p in PRESETS.items() if p[name] != usual]
-    return f"default: {show(usual)}{''.join(others)}"
+    others = [f", {preset}: {p[name]}" for preset, p in PRESETS.items() if p[name] != usual]
+    return f"default: {usual}{''.join(others)}"
 
 
-def spell(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def show(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def check_output(path: Path, suffix: str) -> None:
+    if path.suffix != suffix or path.is_dir():
+        raise InputError(f"--out must be a file that ends in {suffix}, not {path}")
 
 
 def resolve_preset(args: argparse.Namespace) -> dict:
@@ -878,73 +886,55 @@ def resolve_preset(args: argparse.Namespace) -> dict:
     return {"preset": preset, "dataset": args.dataset or PRESETS[preset]["dataset"]}
 
 
-def resolve_recipe(args: argparse.Namespace, device: torch.device | None = None) -> dict:
-    """Preset, data set, hyperparameters and, for a device, precision; checked before any data are read."""
+def resolve_recipe(args: argparse.Namespace, device: torch.device) -> dict:
+    """Preset, data set, hyperparameters and precision; checked before any data are read."""
     recipe = resolve_preset(args)
     preset = PRESETS[recipe["preset"]]
     for name in HYPERPARAMETERS:
         given = getattr(args, name)
         recipe[name] = preset[name] if given is None else given
-    check_hyperparameters(recipe, spell)
-    if device:
-        recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
+    if recipe["milestones"] != sorted(set(recipe["milestones"])):
+        raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
+    recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
     return recipe
 
 
-def check_hyperparameters(recipe: dict, spell: Callable[[str], str]) -> None:
-    """InputError unless every hyperparameter has its type and a usable value."""
-    for name, (kind, usable, what, _) in HYPERPARAMETERS.items():
-        values = recipe[name] if name == "milestones" else [recipe[name]]
-        types = (int, float) if kind is float else (int,)
-        fine = isinstance(values, list) and all(type(v) in types and abs(v) < math.inf for v in values)
-        if not fine or not all(map(usable, values)) or values != sorted(set(values)):
-            raise InputError(f"{spell(name)} must be {what}, not {show(recipe[name])}")
-
-
-def check_recipe(path: Path, recipe: object) -> dict:
-    """The recipe from a file's metadata; InputError names the file and what is wrong with it."""
-    missing = sorted(set(RECIPE) - set(recipe if isinstance(recipe, dict) else ()))
-    if missing:
-        raise InputError(f"{path}: not a file of pretrain.py, its recipe lacks {', '.join(missing)}")
-    check_hyperparameters(recipe, lambda name: f"{path}: {name}")
-    choices = {"preset": [*PRESETS], "dataset": [*READERS], "precision": ["fp32", "bf16"], "scheme": SCHEMES}
-    word = 2**32 - 1
-    ranges = {"classes": word, "seed": word, "noise_seed": word, "rewind_step": recipe["total_steps"]}
-    share, size = recipe["label_noise"], recipe["subset_size"]
-    wrong = [key for key, known in choices.items() if recipe[key] not in known]
-    wrong += ["label_noise"] * (type(share) not in (int, float) or not 0 <= share <= 1)
-    wrong += ["subset_size"] * (size is not None and type(size) is not int)
-    wrong += [k for k, top in ranges.items() if type(recipe[k]) is not int or not 0 <= recipe[k] <= top]
-    if wrong:
-        raise InputError(f"{path}: its recipe cannot be: {', '.join(f'{k} {recipe[k]}' for k in wrong)}")
+def check_recipe(path: Path, info: dict) -> dict:
+    """The recipe in a file's metadata; InputError names the file and what is wrong with it."""
+    with reading(path):
+        recipe = dict(info.get("recipe", {}))
+        missing = sorted(set(RECIPE) - recipe.keys())
+        if missing:
+            raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
+        for name, (kind, _) in HYPERPARAMETERS.items():
+            for value in recipe[name] if name == "milestones" else [recipe[name]]:
+                kind(str(value))
+        SEED(str(recipe["seed"]))
+        if not 0 <= recipe["rewind_step"] <= recipe["total_steps"]:
+            raise ValueError(f"rewind_step {recipe['rewind_step']} of {recipe['total_steps']} steps")
+        if recipe["preset"] not in PRESETS or recipe["dataset"] not in READERS:
+            raise ValueError(f"unknown preset {recipe['preset']} or data set {recipe['dataset']}")
     return recipe
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
     """label_noise and noise_seed from the flags or the input's sidecar; they must not contradict."""
-    noise = {}
     if sidecar.get("label_noise") == 0:
         sidecar = {"label_noise": 0.0}  # its seed means nothing
+    noise = {}
     for name in ("label_noise", "noise_seed"):
-        given, stored = getattr(args, name), sidecar.get(name)
-        if given is not None and stored is not None and given != stored:
-            raise InputError(f"{spell(name)} {given} contradicts the input, which was made with {stored}")
-        noise[name] = next((v for v in (given, stored) if v is not None), 0)
-    share = noise["label_noise"]
-    if type(share) not in (int, float) or not 0 <= share <= 1:
-        raise InputError(f"--label-noise must be in [0, 1], not {share}")
-    check_seed("--noise-seed", noise["noise_seed"])
-    return {"label_noise": float(share), "noise_seed": noise["noise_seed"] if share else 0}
-
-
-def check_seed(flag: str, seed: object) -> None:
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise InputError(f"{flag} must be from 0 to 2^32 - 1, not {seed}")
+        given = getattr(args, name)
+        noise[name] = sidecar.get(name, 0 if given is None else given)
+        if given not in (None, noise[name]):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {given} contradicts the input, made with {noise[name]}")
+    share = float(noise["label_noise"])
+    return {"label_noise": share, "noise_seed": noise["noise_seed"] if share else 0}
 
 
 def resolve_device(name: str) -> torch.device:
     """The device by name, set up so that the same command gives the same numbers."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # both are read when CUDA starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # both are read when CUDA starts
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -1006,6 +996,8 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     """Run a stage's main and turn what it raises into one line on stderr and the exit status."""
     # set explicitly: a background job of a shell inherits an ignored SIGINT
     before = {n: signal.signal(n, raise_stopped) for n in (signal.SIGTERM, signal.SIGINT)}
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that has no UTF-8 gets "?"
     name = Path(main.__code__.co_filename).name
     try:
         main(argv)
@@ -1014,10 +1006,12 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         message, status = f"stopped by {signal.Signals(stopped.args[0]).name}", 128 + stopped.args[0]
     except InputError as error:
         message, status = f"error: {error}", 2
-    except torch.cuda.OutOfMemoryError:
-        message, status = "out of GPU memory: lower --at-once (of imp.py) or --batch-size", 1
     except (Failure, OSError) as error:
         message, status = str(error), 1
+    except RuntimeError as error:  # CUDA, cuBLAS and the CPU's allocator each say it in words of their own
+        if not re.search("out of memory|ALLOC_FAILED|allocate memory", str(error)):
+            raise
+        message, status = "out of memory: lower --at-once or --batch-size", 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Iterative magnitude pruning with rewinding (paper, Algorithm 1), for one or many starting points.
 
 reads   rewind.safetensors (weights at step t_r and the recipe), the training set
-writes  beside it levelNN.safetensors (weight.*, mask.*) and results.csv; state.safetensors within a level
+writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv, in between state.safetensors
 python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
 """
 
@@ -16,15 +16,45 @@ from fractions import Fraction
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import common
 from common import InputError, Member
 
-COLUMNS = ["level", "weights_remaining", "weights_remaining_count", "test_accuracy", "test_loss",
-           "train_loss", "steps", "seconds"]  # fmt: skip
-LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
+# ------------------------------------------------------------ the pruning rule
+
+CRITERION = "magnitude"  # the name of `importance`: results of two criteria are never mixed
+
+
+def importance(net: nn.Module, data: common.Data, draw: np.random.Generator) -> dict[str, Tensor]:
+    """What each prunable weight of a trained network is worth, by name: the least important go (P, Alg. 1).
+
+    A rule of your own may use data, gradients or chance; draw is the stream of this run's seed and level.
+    """
+    return {name: weight.detach().abs() for name, weight in net.prunable().items()}
+
+
+def pruned_count(remaining: int, fraction: float) -> int:
+    """How many of the remaining weights a level drops; the fraction is the decimal it was written as."""
+    return math.ceil(Fraction(str(fraction)) * remaining)
+
+
+def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Drop the least important fraction of the weights still there, over all masked tensors together.
+
+    Exactly ceil(fraction x remaining) go; ties by position in the order of masks. Returns new uint8 masks.
+    """
+    alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
+    index = alive.nonzero().squeeze(1)
+    order = torch.sort(torch.cat([worth[name].flatten() for name in masks])[index], stable=True).indices
+    alive[index[order[: pruned_count(len(index), fraction)]]] = False  # topk would break ties arbitrarily
+    parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
+    return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
+
+
+# ------------------------------------------------------------ training a group of runs
 
 
 @dataclass
@@ -44,45 +74,119 @@ class Run:
         return {"recipe": self.recipe, **self.settings}
 
 
-def pruned_count(remaining: int, fraction: float) -> int:
-    """How many of the remaining weights a level drops; the fraction is the decimal it was written as."""
-    return math.ceil(Fraction(str(fraction)) * remaining)
+def train_group(
+    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list[int]
+) -> list[str]:
+    """Take runs through their levels side by side; returns a line for each that had to stop."""
+    recipe = runs[0].recipe
+    seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
+    everyone = [(run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)]
+    stopped, group = [], None
+    for level in range(levels + 1):
+        here = [(run, member) for run, member in everyone if run.level == level]
+        if not here:
+            continue
+        members = [member for _, member in here]
+        if group is None or group.members != members:  # a GPU records the step once for all levels
+            group = None  # the old recordings are let go before new ones are made
+            group = common.Group(members, data, recipe)
+        for run, member in here:
+            member.name = f"{run.folder}, level {level}"
+            member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
+            load_state(run, member)
+        clock = saved = time.monotonic()
+        for step in common.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
+            if not received and time.monotonic() - saved < save_every:
+                continue
+            now = time.monotonic()
+            for run, member in here:
+                run.seconds += (now - clock) / len(here)
+                if member.step == step and not member.failed:
+                    save_state(run, member)
+            if received:
+                raise common.Stopped(received[0])
+            clock = saved = now
+        for run, member in here:
+            run.seconds += (time.monotonic() - clock) / len(here)
+            accuracy, loss = common.evaluate(member.net, data)
+            if member.failed or not math.isfinite(loss):
+                stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
+                common.save_divergence(run.folder, run.recipe, run.settings, level, member.step)
+                continue
+            finish_level(run, member, accuracy, loss, data)
+    return stopped
 
 
-def prune(weights: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Drop the smallest-magnitude fraction of the weights still there, over all masked tensors together.
+# ------------------------------------------------------------ the end of a level
 
-    Exactly ceil(fraction x remaining) go; ties by position in the order of masks. Returns new uint8 masks.
-    """
-    alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
-    magnitude = torch.cat([weights[name].abs().flatten() for name in masks])
-    index = alive.nonzero().squeeze(1)
-    order = torch.sort(magnitude[index], stable=True).indices  # topk would break ties arbitrarily
-    alive[index[order[: pruned_count(len(index), fraction)]]] = False
-    parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
-    return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
+COLUMNS = ["level", "weights_remaining", "weights_remaining_count", "test_accuracy", "test_loss",
+           "train_loss", "steps", "seconds"]  # fmt: skip
+LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 
-# ------------------------------------------------------------ starting points and finished levels
+def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
+    """Save a trained level with the masks of the next one."""
+    if any(not level_path(run, n).exists() for n in range(run.level)):
+        raise common.Failure(f"{run.folder}: its finished levels have disappeared while it ran")
+    weights = {name: t.cpu() for name, t in member.weights().items()}
+    assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
+    draw = common.rng(common.PRUNE, run.recipe["seed"], run.level)
+    pruned = prune(importance(member.net, data, draw), member.masks, run.settings["prune_fraction"])
+    remaining = sum(int(mask.sum()) for mask in run.masks.values())
+    share = remaining / sum(mask.numel() for mask in run.masks.values())
+    train_loss = member.loss_sum.item() / max(1, member.loss_steps)
+    steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
+    row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
+    info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
+    common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks, pruned), info)
+    (run.folder / "diverged.json").unlink(missing_ok=True)
+    run.rows.append(row)
+    write_results(run)
+    run.masks = {name: mask.cpu() for name, mask in pruned.items()}
+    print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
+                      f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
+    run.level, run.seconds = run.level + 1, 0.0
 
 
-def read_rewind(path: Path, folder: Path, fraction: float | None, order_seed: int | None) -> Run:
+def level_path(run: Run, level: int) -> Path:
+    return run.folder / f"level{level:02d}.safetensors"
+
+
+def level_tensors(weights: dict, masks: dict, pruned: dict) -> dict[str, Tensor]:
+    parts = {"weight": weights, "mask": masks, "next": pruned}
+    return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+
+def write_results(run: Run) -> None:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run.rows)
+    path, content = run.folder / "results.csv", out.getvalue().encode()
+    if not path.exists() or path.read_bytes() != content:
+        common.atomic_write(path, content)
+
+
+# ------------------------------------------------------------ starting points, resuming
+
+
+def read_start(path: Path, folder: Path, fraction: float | None, order_seed: int | None) -> Run:
     """The starting point in a file of pretrain.py."""
     weights, info = common.load_tensors(path)
-    recipe = common.check_recipe(path, info.get("recipe"))
+    recipe = common.check_recipe(path, info)
     if fraction is None:
         fraction = common.PRESETS[recipe["preset"]]["prune_fraction"]
-    settings = {"prune_fraction": fraction, "order_seed": order_seed,
+    settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": order_seed,
                 "rewind_sha256": common.digest(weights, recipe)}  # fmt: skip
     return Run(folder, weights, recipe, settings)
 
 
 def check_company(paths: list[Path], runs: list[Run]) -> None:
-    """InputError unless the runs share what IMP trains with and have a folder each."""
+    """InputError unless the recipes agree in all that IMP uses, keys of somebody's own included."""
     for path, run in zip(paths, runs):
-        for key in common.SHARED:
-            mine, first = run.recipe[key], runs[0].recipe[key]
-            if mine != first:
+        for key in sorted(run.recipe.keys() | runs[0].recipe.keys()):
+            mine, first = run.recipe.get(key, "unknown"), runs[0].recipe.get(key, "unknown")
+            if mine != first and key not in ("seed", *common.PRETRAINING):
                 raise InputError(f"{path}: {key} is {mine}, but {first} in {paths[0]}; one call, one recipe")
         if [other.folder.resolve() for other in runs].count(run.folder.resolve()) > 1:
             raise InputError(f"{path}: another starting point writes to the same folder, {run.folder}")
@@ -109,15 +213,6 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
                              f"{list(t.shape)} {t.dtype}")  # fmt: skip
 
 
-def level_path(run: Run, level: int) -> Path:
-    return run.folder / f"level{level:02d}.safetensors"
-
-
-def level_tensors(weights: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors = {f"weight.{name}": t for name, t in weights.items()}
-    return tensors | {f"mask.{name}": t for name, t in masks.items()}
-
-
 def resume(run: Run) -> None:
     """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
     for level in count():
@@ -125,19 +220,18 @@ def resume(run: Run) -> None:
         if not path.exists():
             break
         tensors, info = common.load_tensors(path)
-        recipe = info.get("recipe")
-        found = info | (recipe if isinstance(recipe, dict) else {})
-        common.refuse_difference(path, found, run.recipe | run.settings)
-        check_tensors(path, tensors, level_tensors(run.weights, run.masks))
-        if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
-            raise InputError(f"{path}: its mask does not follow from the level before: was prune changed?")
-        row = info.get("row")
-        numbers = isinstance(row, dict) and {type(value) for value in row.values()} <= {int, float}
-        if not numbers or sorted(row) != sorted(COLUMNS):
-            raise InputError(f"{path}: its metadata lack the numbers of its row of results.csv")
+        with common.reading(path):
+            common.refuse_difference(path, info | info["recipe"], run.recipe | run.settings)
+            if not any(name.startswith("next.") for name in tensors):
+                raise InputError(f"{path}: of an earlier version, holds no next masks; --force starts over")
+            check_tensors(path, tensors, level_tensors(run.weights, run.masks, run.masks))
+            if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
+                raise InputError(f"{path}: its masks are not those that the level before hands on")
+            row = {column: info["row"][column] for column in COLUMNS}
+            if row["level"] != level or not 0 <= row["test_accuracy"] <= 1:
+                raise InputError(f"{path}: says level {row['level']}, accuracy {row['test_accuracy']}")
         run.rows.append(row)
-        trained = {name: tensors[f"weight.{name}"] for name in run.weights}
-        run.masks = prune(trained, run.masks, run.settings["prune_fraction"])
+        run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
         write_results(run)
@@ -145,27 +239,13 @@ def resume(run: Run) -> None:
         (run.folder / "results.csv").unlink(missing_ok=True)
 
 
-def write_results(run: Run) -> None:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.rows)
-    path, content = run.folder / "results.csv", out.getvalue().encode()
-    if not path.exists() or path.read_bytes() != content:
-        common.atomic_write(path, content)
-
-
-# ------------------------------------------------------------ the unfinished level
-
-
 def save_state(run: Run, member: Member) -> None:
-    """Keep an unfinished level; its masks follow from the last finished one."""
-    tensors = member.state()
-    if not all(t.isfinite().all() for t in tensors.values()):
+    """Keep an unfinished level; its masks are in the last finished one."""
+    if not member.finite() or not member.loss_sum.isfinite():
         return  # about to be stopped for that
     info = run.described() | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
                               "seconds": run.seconds}  # fmt: skip
-    common.save_tensors(run.folder / "state.safetensors", tensors, info)
+    common.save_tensors(run.folder / "state.safetensors", member.state(), info)
 
 
 def load_state(run: Run, member: Member) -> None:
@@ -173,119 +253,54 @@ def load_state(run: Run, member: Member) -> None:
     path = run.folder / "state.safetensors"
     if not path.exists():
         return
-    tensors, info = common.load_tensors(path)
-    level, step, loss_steps, seconds = (info.pop(k, None) for k in ("level", "step", "loss_steps", "seconds"))
-    if level != run.level or info != run.described():
-        return
-    check_tensors(path, tensors, member.state())
+    try:
+        tensors, info = common.load_tensors(path)
+        level, step, steps, seconds = (info.pop(k) for k in ("level", "step", "loss_steps", "seconds"))
+        if level != run.level or info != run.described():
+            return
+        check_tensors(path, tensors, member.state())
+    except (InputError, KeyError) as error:
+        raise InputError(f"{error}; delete it, and the level starts again") from None
     member.restore(tensors)
-    member.step, member.loss_steps, run.seconds = step, loss_steps, seconds
+    member.step, member.loss_steps, run.seconds = step, steps, seconds
 
 
-# ------------------------------------------------------------ Algorithm 1
-
-
-def train_group(
-    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list[int]
-) -> list[str]:
-    """Take runs through their levels side by side; returns a line for each that had to stop."""
-    recipe = runs[0].recipe
-    seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
-    everyone = [(run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)]
-    stopped, group = [], None
-    for level in range(levels + 1):
-        here = [(run, member) for run, member in everyone if run.level == level]
-        if not here:
-            continue
-        members = [member for _, member in here]
-        if group is None or group.members != members:  # a GPU records the step once for all levels
-            group = common.Group(members, data, recipe)
-        for run, member in here:
-            member.name = f"{run.folder}, level {level}"
-            member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
-            load_state(run, member)
-        clock = saved = time.monotonic()
-        for step in common.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
-            if not received and time.monotonic() - saved < save_every:
-                continue
-            clock, spent = time.monotonic(), time.monotonic() - clock
-            for run, member in here:
-                run.seconds += spent / len(here)
-                if member.step == step and not member.failed:  # its turn has come
-                    save_state(run, member)
-            if received:
-                raise common.Stopped(received[0])
-            saved = time.monotonic()
-        spent = time.monotonic() - clock
-        for run, member in here:
-            run.seconds += spent / len(here)
-            accuracy, loss = common.evaluate(member.net, data)
-            if member.failed or not math.isfinite(loss):
-                stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
-                continue
-            finish_level(run, member, accuracy, loss)
-    return stopped
-
-
-def finish_level(run: Run, member: Member, accuracy: float, loss: float) -> None:
-    """Save a trained level and prune for the next."""
-    weights = {name: t.cpu() for name, t in member.weights().items()}
-    assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
-    remaining = sum(int(mask.sum()) for mask in run.masks.values())
-    share = remaining / sum(mask.numel() for mask in run.masks.values())
-    train_loss = member.loss_sum.item() / max(1, member.loss_steps)
-    steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
-    row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
-    info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
-    common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks), info)
-    run.rows.append(row)
-    write_results(run)
-    pruned = prune(member.weights(), member.masks, run.settings["prune_fraction"])  # sorted on the device
-    run.masks = {name: mask.cpu() for name, mask in pruned.items()}
-    print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
-                      f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
-    run.level, run.seconds = run.level + 1, 0.0
+# ------------------------------------------------------------ command line
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("rewind", type=Path, nargs="+", help="rewind.safetensors of pretrain.py; several must share a recipe")
-    add("--levels", type=int, help=f"prunings; level 0 is dense ({common.defaults('levels')})")
-    add("--prune-fraction", type=float, help=f"of the weights left ({common.defaults('prune_fraction')})")
-    add("--order-seed", type=int, help="train under another batch order (default: the recipe's); needs --out")
-    add("--out", type=Path, help="folder to write to (default: that of each rewind file)")
-    add("--at-once", type=int, help="networks trained side by side (default: 8 on a GPU, 1 on a CPU)")
-    add("--save-every", type=float, default=60, help="seconds between saves within a level (default: 60)")
-    common.add_place_flags(parser)
+    add("--levels", type=common.within("[0, inf)", int),
+        help=f"prunings; level 0 is dense ({common.defaults('levels')})")  # fmt: skip
+    add("--prune-fraction", type=common.within("(0, 1)"), metavar="SHARE",
+        help=f"of the weights left ({common.defaults('prune_fraction')})")  # fmt: skip
+    add("--order-seed", type=common.SEED,
+        help="train under another batch order (default: the recipe's); needs --out")  # fmt: skip
+    add("--out", type=Path, nargs="+", help="a folder for each starting point (default: that of its file)")
+    add("--save-every", type=common.within("(0, inf)"), default=60, metavar="SECONDS",
+        help="between saves within a level (default: 60)")  # fmt: skip
+    common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
-    if args.out and len(args.rewind) > 1:
-        raise InputError("--out takes a single starting point")
-    if args.order_seed is not None:
-        common.check_seed("--order-seed", args.order_seed)
-        if not args.out or args.out.resolve() == args.rewind[0].resolve().parent:
-            raise InputError("--order-seed needs --out, a folder of its own")
-    if args.levels is not None and args.levels < 0:
-        raise InputError(f"--levels must be at least 0, not {args.levels}")
-    if args.prune_fraction is not None and not 0 < args.prune_fraction < 1:
-        raise InputError(f"--prune-fraction must be in (0, 1), not {args.prune_fraction}")
-    if args.at_once is not None and args.at_once < 1:
-        raise InputError(f"--at-once must be at least 1, not {args.at_once}")
-    if not args.save_every > 0:
-        raise InputError(f"--save-every must be above 0, not {args.save_every}")
-    for path in args.rewind:
+    args.out = args.out or [path.parent for path in args.rewind]
+    if len(args.out) != len(args.rewind):
+        raise InputError(f"--out: {len(args.out)} folders for {len(args.rewind)} starting points")
+    for path, out in zip(args.rewind, args.out):
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
         if common.is_level_or_state(path):
             raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
+        if args.order_seed is not None and out.resolve() == path.resolve().parent:
+            raise InputError("--order-seed needs --out, a folder of its own")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = common.resolve_device(args.device)
-    runs = [read_rewind(path, args.out or path.parent, args.prune_fraction, args.order_seed)
-            for path in args.rewind]  # fmt: skip
+    runs = [read_start(path, out, args.prune_fraction, args.order_seed)
+            for path, out in zip(args.rewind, args.out)]  # fmt: skip
     check_company(args.rewind, runs)
     recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
     levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
@@ -301,10 +316,11 @@ def main(argv: list[str] | None = None) -> None:
         remaining -= pruned_count(remaining, fraction)
         if not remaining:
             raise InputError(f"--levels {levels}: no weight is left at level {level}")
-    held = [common.lock(run.folder / ".lock") for run in sorted(runs, key=lambda run: run.folder)]  # noqa: F841
+    by_name = sorted(runs, key=lambda run: run.folder)
+    held = [common.lock(run.folder / ".lock") for run in by_name]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
-            if args.force and common.is_level_or_state(path):
+            if args.force and (common.is_level_or_state(path) or path.name == "diverged.json"):
                 path.unlink()
         resume(run)
 
@@ -317,13 +333,12 @@ def main(argv: list[str] | None = None) -> None:
         print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
                           "train loss", "steps", "seconds"), flush=True)  # fmt: skip
     stopped = []
-    for group in common.even_groups(todo, args.at_once or common.default_at_once(device)):
+    for group in common.even_groups(todo, args.at_once, device):
         stopped += train_group(group, levels, data, args.save_every, received)
     for run in runs:
-        if run.level > levels:
-            (run.folder / "state.safetensors").unlink(missing_ok=True)
-    for run in todo:
-        if run.rows:
+        if run.level > levels and (state := run.folder / "state.safetensors").exists():
+            state.unlink()
+        if run in todo and run.rows:
             print(run.folder / "results.csv")
     if stopped:
         raise common.Failure("; ".join(stopped))

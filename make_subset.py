@@ -54,33 +54,43 @@ def take_first(members: list[np.ndarray], size: int, order: np.ndarray) -> np.nd
     return np.sort(np.concatenate([mine[:count] for mine, count in zip(members, counts)]))
 
 
+def warn_of_classes(counts: np.ndarray, classes: list[str]) -> None:
+    """Say on stderr what a subset with these examples per class cannot teach."""
+    lacking = [name for name, n in zip(classes, counts) if not n]
+    size, most = counts.sum(), counts.argmax()
+    text = f"no example of {len(lacking)} classes ({', '.join(lacking[:5])})" if lacking else ""
+    if 2 * counts[most] > size:
+        text += f"{', and ' if text else ''}{counts[most]} of {size} examples are {classes[most]}"
+    if text:
+        print(f"warning: {text}: --class-balanced takes the same number of every class", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
-    common.add_data_flags(parser)
+    common.add_dataset_flags(parser)
     add("--select", choices=common.SCHEMES[1:-1], required=True)
-    add("--size", type=int, required=True, help="M, examples to choose")
+    add("--size", type=common.COUNT, required=True, help="M, examples to choose")
     add("--scores", type=Path, help="scores.npy, for easy and hard")
     add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
-    add("--seed", type=int, default=0, help="replicate; matters for random only (default: 0)")
+    add("--seed", type=common.SEED, default=0, help="replicate; matters for random only (default: 0)")
     add("--out", type=Path, required=True, help="subset.npy to write")
+    common.add_place_flags(parser, device=False)
     args = parser.parse_args(argv)
 
-    recipe = common.resolve_recipe(args)
-    names = {key: recipe[key] for key in ("preset", "dataset")}
-    random = args.select == "random"
+    names = common.resolve_preset(args)
+    random, hardest = args.select == "random", args.select == "hard"
     balanced = random if args.class_balanced is None else args.class_balanced
     if random == (args.scores is not None):
         raise InputError(f"--select {args.select} {'takes no' if random else 'needs'} --scores")
-    common.check_seed("--seed", args.seed)
     common.check_output(args.out, ".npy")
     if args.scores and args.out.resolve() == args.scores.resolve():
         raise InputError(f"--out and --scores are the same file, {args.out}")
 
     data = common.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
     clean, classes = data.labels.numpy(), len(data.classes)
-    if not 1 <= args.size <= len(clean):
-        raise InputError(f"--size must be from 1 to the {len(clean)} training examples, not {args.size}")
+    if args.size > len(clean):
+        raise InputError(f"--size must be at most the {len(clean)} training examples, not {args.size}")
     scores, sidecar = None, {}
     if args.scores:
         scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
@@ -88,26 +98,25 @@ def main(argv: list[str] | None = None) -> None:
     labels = common.noisy_labels(clean, classes, **noise)
     config = names | noise | {
         "fingerprint": data.fingerprint, "select": args.select, "size": args.size, "class_balanced": balanced,
-        "seed": args.seed if random else None,
+        "seed": args.seed if random else None, "score": sidecar.get("select"),
         "scores_sha256": None if random else common.sha256(scores.tobytes()),
     }  # fmt: skip
-    lock = common.lock(args.out.with_suffix(".lock"))  # noqa: F841 - held until the process ends
-    if args.out.exists() and not args.force:
-        common.refuse_difference(args.out, common.read_sidecar(args.out), config)
-        common.load_array(args.out, np.int64, (args.size,), data.fingerprint)
-        print(f"already done: {args.out}")
+    held = common.open_output(
+        args.out, args.out.with_suffix(".lock"), config,
+        lambda: common.load_array(args.out, np.int64, (args.size,), data.fingerprint)[1], args.force,
+    )  # fmt: skip
+    if not held:
         return
-
     if random:
         subset = select_random(labels, classes, args.size, args.seed, balanced)
     elif balanced:
-        subset = select_balanced(scores, labels, classes, args.size, hardest=args.select == "hard")
+        subset = select_balanced(scores, labels, classes, args.size, hardest)
     else:
-        subset = select(scores, args.size, hardest=args.select == "hard")
-    args.out.unlink(missing_ok=True)  # never the old indices under the new sidecar
+        subset = select(scores, args.size, hardest)
     common.save_array(args.out, subset, config | {"made_by": common.made_by(torch.device("cpu"))})
     counts = np.bincount(labels[subset], minlength=classes)
     print("examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts)))
+    warn_of_classes(counts, data.classes)
     if noise["label_noise"]:
         wrong = labels != clean
         print(f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all examples")

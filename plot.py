@@ -817,7 +817,7 @@ def draw_run(folder: Path, out: Path) -> list[Path]:
     settings, remaining, accuracy = read_run(folder / "results.csv")
     if not len(accuracy):
         raise InputError(f"{folder} has not finished a level yet")
-    recipe = common.check_recipe(folder / "level00.safetensors", settings)
+    recipe = common.check_recipe(folder / "level00.safetensors", {"recipe": settings})
     order = common.ResNet(recipe["depth"], recipe["width"], 3, recipe["classes"]).prunable()
     shares, counts = [], {}
     for level in range(len(accuracy)):

@@ -29,19 +29,21 @@ def check_subset(path: Path, subset: np.ndarray, n: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
-    common.add_data_flags(parser)
+    common.add_dataset_flags(parser)
+    common.add_training_flags(parser)
     add("--subset", type=Path, help="subset.npy (default: all training examples)")
-    add("--steps", type=int, help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})")
-    add("--seed", type=int, default=0, help="replicate: fixes w_0 and the data order (default: 0)")
+    add("--steps", type=common.within("[0, inf)", int),
+        help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})")  # fmt: skip
+    add("--seed", type=common.SEED, default=0, help="replicate: fixes w_0 and the data order (default: 0)")
     add("--out", type=Path, required=True, help="rewind.safetensors to write")
+    common.add_place_flags(parser)
     args = parser.parse_args(argv)
 
     device = common.resolve_device(args.device)
     recipe = common.resolve_recipe(args, device)
     steps = common.PRESETS[recipe["preset"]]["t_star"] if args.steps is None else args.steps
-    if not 0 <= steps <= recipe["total_steps"]:
-        raise InputError(f"--steps must be from 0 to the {recipe['total_steps']} total steps, not {steps}")
-    common.check_seed("--seed", args.seed)
+    if steps > recipe["total_steps"]:
+        raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
     common.check_output(args.out, ".safetensors")
     if common.is_level_or_state(args.out):
         raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
@@ -54,34 +56,31 @@ def main(argv: list[str] | None = None) -> None:
         check_subset(args.subset, subset, len(clean))
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, len(data.classes), **noise)
-    scheme, balanced = sidecar.get("select"), sidecar.get("class_balanced")
-    if scheme not in common.SCHEMES[1:-1]:
-        scheme, balanced = "all" if subset is None else "custom", None
     recipe |= noise | {
         "fingerprint": data.fingerprint, "classes": len(data.classes), "rewind_step": steps,
-        "seed": args.seed, "scheme": scheme,
-        "class_balanced": balanced if isinstance(balanced, bool) else None,
+        "seed": args.seed, "scheme": "all" if subset is None else sidecar.get("select", "custom"),
+        "score": sidecar.get("score"), "class_balanced": sidecar.get("class_balanced"),
         "subset_size": None if subset is None else len(subset),
         "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
     }  # fmt: skip
-    lock = common.lock(args.out.parent / ".lock")  # noqa: F841 - held until the process ends
-    if args.out.exists() and not args.force:
-        _, info = common.load_tensors(args.out)
-        common.refuse_difference(args.out, common.check_recipe(args.out, info.get("recipe")), recipe)
-        print(f"already done: {args.out}")
+    held = common.open_output(
+        args.out, args.out.parent / ".lock", recipe,
+        lambda: common.check_recipe(args.out, common.load_tensors(args.out)[1]), args.force,
+    )  # fmt: skip
+    if not held:
         return
-
     member = common.Member("pre-training", recipe, data, args.seed)
     group = common.Group([member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset)
     for _ in common.train(group, steps, peak=recipe["pretrain_lr"]):
         pass
     accuracy, loss = common.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
+        common.save_divergence(args.out.parent, recipe, {}, None, member.step)
         raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
     common.save_tensors(args.out, member.weights(), info)
-    examples = len(clean) if subset is None else len(subset)
-    what = f"{scheme}, {examples} examples"
+    (args.out.parent / "diverged.json").unlink(missing_ok=True)
+    what = f"{recipe['scheme']}, {len(group.subset)} examples"
     what += f", {noise['label_noise']:.0%} random labels" if noise["label_noise"] else ""
     print(f"step {steps}   {what}   test accuracy {accuracy:.4f}   loss {loss:.4f}")
     print(args.out)

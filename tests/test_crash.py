@@ -132,7 +132,7 @@ def score_command(folder, networks, steps):
 
 
 def same_scores(a, b):
-    for name in ("s.npy", "s.networks.npy", "s.json", "s.networks.json"):
+    for name in ("s.npy", "s.networks.safetensors", "s.json"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
@@ -227,7 +227,7 @@ def test_scoring_killed_inside_every_write(run, tmp_path, torn):
         lambda: same_scores(tmp_path / "whole", tmp_path / "killed"),
         torn,
     )
-    assert events == 3 * 6  # a sidecar and an array for each network and for the mean
+    assert events == 3 * 4  # two networks, the sidecar and the array of their mean
 
 
 def test_subsets_and_starting_points_killed_inside_every_write(run, tmp_path):
@@ -297,7 +297,10 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("tries", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tries):
-    """Never a traceback, never another result: each input of each stage, cut and with bytes changed."""
+    """Never a traceback, never another result: each input of each stage, cut and with bytes changed.
+
+    Only a sidecar may say something else and be believed: people edit them, so it has no checksum of its own.
+    """
     small = [*TINY, "--total-steps=6"]
     scores, subset = tmp_path / "s.npy", tmp_path / "easy.npy"
     rewind = tmp_path / "run" / "rewind.safetensors"
@@ -312,8 +315,7 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
         (scores, ["subset", "--select", "easy", "--size", 64, "--scores", scores, "--out", out / "x.npy"]),
         (scores.with_suffix(".json"), ["subset", "--select", "easy", "--size", 64, "--scores", scores,
                                        "--out", out / "x.npy"]),
-        (tmp_path / "s.networks.npy", scoring),
-        (tmp_path / "s.networks.json", scoring),
+        (tmp_path / "s.networks.safetensors", scoring),
         (subset, ["pretrain", *small, "--subset", subset, "--steps", 2, "--out", first]),
         (subset.with_suffix(".json"), ["pretrain", *small, "--subset", subset, "--steps", 2, "--out", first]),
         (rewind, ["imp", rewind, "--levels", 0]),
@@ -365,6 +367,6 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
             target.write_bytes(damaged(target.read_bytes(), draw))
             found = work(target, command)
             refused, same = refused + (found is None), same + (found is not None)
-            assert found in (None, expected), (target, command)
+            assert found in (None, expected) or target.suffix == ".json", (target, command)
     print(f"{refused} refused, {same} without effect")
     assert refused > 3 * tries

@@ -1,8 +1,12 @@
 """Data: against torchvision on the same crops, and with small files in the layouts of CIFAR and CINIC."""
 
 import hashlib
+import os
 import pickle
+import shutil
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -141,13 +145,33 @@ def test_folder_cache_follows_the_files(tree):
     assert np.array_equal(after.train_images()[3], np.asarray(picture(999)))
 
 
-def test_folder_makes_grey_images_rgb_and_resizes(tree):
-    picture(7, mode="L").save(tree / "train" / "ant" / "000.png")
-    picture(8, size=(50, 40)).save(tree / "train" / "ant" / "001.png")
+def test_folder_cache_follows_symlinks_and_not_the_spelling_of_the_path(tree, tmp_path, monkeypatch):
+    target, link = tmp_path / "elsewhere.png", tree / "train" / "ant" / "003.png"
+    link.rename(target)
+    link.symlink_to(target)
+    before = load(tree)
+    monkeypatch.chdir(tree.parent)
+    monkeypatch.setattr(common, "decode", None)  # from here on the cache must do
+    assert load(Path(tree.name)).fingerprint == before.fingerprint
+    monkeypatch.undo()
+    picture(999).save(target)
+    assert np.array_equal(load(tree).train_images()[3], np.asarray(picture(999)))
+
+
+def test_folder_takes_grey_opaque_and_larger_images_under_any_name(tree):
+    ant = tree / "train" / "ant"
+    picture(7, mode="L").save(ant / "000.png")
+    picture(8, size=(50, 40)).save(ant / "001.png")
+    opaque = picture(9)
+    opaque.putalpha(255)
+    opaque.save(ant / "002.png")
+    os.rename(ant / "005.png", os.path.join(os.fsencode(ant), b"006\xff.png"))  # not UTF-8
     images = load(tree).train_images()
     grey = np.asarray(picture(7, mode="L"))
     assert np.array_equal(images[0], np.stack([grey] * 3, -1))
     assert images[1].shape == (32, 32, 3)
+    assert np.array_equal(images[2], np.asarray(picture(9)))
+    assert np.array_equal(images[5], np.asarray(picture(15)))
 
 
 def test_folder_mentions_an_ignored_valid(tree, ok, tmp_path, call):
@@ -211,8 +235,9 @@ def test_a_damaged_cifar_without_a_network_is_one_line(cifar, call, tmp_path, mo
 
 
 @pytest.fixture
-def cinic(tmp_path):
+def cinic(tmp_path, monkeypatch):
     """CINIC-10's archive with one image of each class in train, valid and test, one of them grey."""
+    monkeypatch.setattr(common, "CINIC10_IMAGES", [20, 10])
     source = tmp_path / "source"
     for s, split in enumerate(["train", "valid", "test"]):
         for c in range(10):
@@ -240,9 +265,7 @@ def check_cinic(root):
 
 def test_cinic_from_its_archive_then_from_the_cache_alone(cinic, monkeypatch):
     root, _ = cinic
-    real = common.fetch_archive
-    checksum = md5(root / "CINIC-10.tar.gz")
-    monkeypatch.setattr(common, "fetch_archive", lambda url, path, _, tree: real(url, path, checksum, tree))
+    monkeypatch.setattr(common, "CINIC10_MD5", md5(root / "CINIC-10.tar.gz"))
     first = check_cinic(root)
     for path in sorted((root / "CINIC-10").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -254,6 +277,18 @@ def test_cinic_from_its_archive_then_from_the_cache_alone(cinic, monkeypatch):
 def test_cinic_from_an_unpacked_folder(cinic):
     _, source = cinic
     check_cinic(source)
+
+
+def test_an_incomplete_cinic_is_refused_and_not_cached(cinic):
+    _, source = cinic
+    (source / "valid" / "class3" / "image.png").unlink()
+    picture(3).save(source / "test" / "class3" / "more.png")
+    with pytest.raises(common.InputError, match="class3"):  # an empty class
+        check_cinic(source)
+    picture(13).save(source / "valid" / "class3" / "image.png")
+    with pytest.raises(common.InputError, match="incomplete"):  # 20 and 11 images
+        check_cinic(source)
+    assert not (source / "cinic10.safetensors").exists()
 
 
 def test_cinic_with_a_wrong_checksum_is_refused(cinic, monkeypatch):
@@ -269,35 +304,25 @@ def test_cinic_with_a_wrong_checksum_is_refused(cinic, monkeypatch):
 # ---------------------------------------------------------------- bad trees
 
 
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (lambda t: [p.unlink() for p in (t / "train" / "ant").iterdir()], "train/ant: an empty class folder"),
-        (
-            lambda t: (t / "train" / "ant" / "002.png").write_bytes(b"no image"),
-            "002.png: not a readable image",
-        ),
-        (lambda t: truncate(t / "test" / "zebra" / "001.png"), "001.png: not a readable image"),
-        (
-            lambda t: (t / "test" / "ant").rename(t / "test" / "bee"),
-            "test: its class folders are not those of",
-        ),
-        (lambda t: (t / "test").rename(t / "tset"), "test: No such file or directory"),
-        (lambda t: (t / "train" / "ant" / "more").mkdir(), "ant/more: not a readable image"),
-        (
-            lambda t: (t / "train" / "ant" / "gone.png").symlink_to("nowhere"),
-            "gone.png: not a readable image",
-        ),
-        (lambda t: deep(t / "train" / "ant" / "001.png"), "pixels of mode I;16, 8 bits a channel"),
-        (lambda t: [remove(t / split / "ant") for split in ("train", "test")], "only one class, zebra"),
-        (
-            lambda t: save_file({"x": torch.zeros(1)}, t / ".images.safetensors"),
-            "not a cache of decoded images",
-        ),
-    ],
-)
+BAD_TREES = [
+    (lambda ant, root: [p.unlink() for p in ant.iterdir()], "the classes ant"),
+    (lambda ant, root: (ant / "002.png").write_bytes(b"no image"), "002.png: "),
+    (lambda ant, root: (ant / "002.png").write_bytes((ant / "002.png").read_bytes()[:200]), "002.png: "),
+    (lambda ant, root: (ant / "gone.png").symlink_to("nowhere"), "gone.png: No such file"),
+    (lambda ant, root: deep(ant / "001.png"), "001.png: not readable (ValueError: pixels of mode I;16"),
+    (lambda ant, root: deep_rgb(ant / "001.png"), "001.png: not readable (ValueError: pixels of mode RGB"),
+    (lambda ant, root: see_through(ant / "001.png"), "001.png: not readable (ValueError: transparent"),
+    (lambda ant, root: (root / "test" / "ant").rename(root / "test" / "bee"), "its class folders are not"),
+    (lambda ant, root: (root / "test").rename(root / "tset"), "test: No such file or directory"),
+    (lambda ant, root: [shutil.rmtree(root / part / "ant") for part in ("train", "test")], "only one class"),
+    (lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images.safetensors"), "delete it"),
+    (lambda ant, root: (root / ".images.safetensors").write_bytes(b"torn"), "delete it"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "message"), BAD_TREES)
 def test_a_bad_tree_is_one_clear_line(tree, break_it, message, call, tmp_path):
-    break_it(tree)
+    break_it(tree / "train" / "ant", tree)
     out = tmp_path / "out" / "r.safetensors"
     flags = ["--preset", "cifar10", "--dataset", "folder", "--data-dir", tree]
     status, _, err = call("pretrain", *flags, *TINY, "--steps", 1, "--out", out)
@@ -311,14 +336,21 @@ def deep(path):
     Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
 
 
-def remove(folder):
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+def deep_rgb(path):
+    """A PNG of 16 bits a channel, written by hand: PIL cannot."""
+
+    lines = zlib.compress((b"\0" + bytes(range(192))) * 32)
+    head = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", head), (b"IDAT", lines), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(content)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:200])
+def see_through(path):
+    image = picture(1)
+    image.putalpha(Image.fromarray(np.full((32, 32), 128, np.uint8)))
+    image.save(path)
 
 
 def test_accuracies_of_two_test_sets_are_not_mixed(tree, ok, call, tmp_path):

@@ -57,6 +57,10 @@ def same_levels(a, b, levels):
 # ---------------------------------------------------------------- the pruning rule
 
 
+def magnitudes(net):
+    return imp.importance(net, None, None)
+
+
 def test_sixteen_levels_of_resnet20_have_exact_counts():
     net = common.ResNet(20, 16, 3, 10)
     common.initialise(net, 0)
@@ -65,7 +69,7 @@ def test_sixteen_levels_of_resnet20_have_exact_counts():
     remaining = 270896
     for _ in range(16):
         before = masks
-        masks = imp.prune(weights, masks, 0.2)
+        masks = imp.prune(magnitudes(net), masks, 0.2)
         remaining -= -(-remaining // 5)  # ceil(n / 5) go
         assert sum(int(m.sum()) for m in masks.values()) == remaining
         assert all((masks[k] <= before[k]).all() for k in masks)  # what is gone stays gone
@@ -82,10 +86,10 @@ def test_pruning_equals_torchs_global_magnitude_pruning():
     modules = {
         f"{n}.weight": m for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
     }
-    weights = {n: t.clone() for n, t in net.state_dict().items()}
+    worth = {n: t.clone() for n, t in magnitudes(net).items()}
     for _ in range(5):
         remaining = sum(int(m.sum()) for m in masks.values())
-        masks = imp.prune(weights, masks, 0.2)
+        masks = imp.prune(worth, masks, 0.2)
         torch_prune.global_unstructured([(m, "weight") for m in modules.values()], torch_prune.L1Unstructured,
                                         amount=math.ceil(remaining / 5))  # fmt: skip
         assert all(torch.equal(masks[n], m.weight_mask.to(torch.uint8)) for n, m in modules.items())
@@ -102,7 +106,7 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
         alive = torch.cat(list(masks.values())).nonzero().squeeze(1).tolist()
         count = math.ceil(Decimal(str(fraction)) * len(alive))
         gone = sorted(alive, key=lambda i: (abs(values[i]), i))[:count]
-        masks = imp.prune(pieces, masks, fraction)
+        masks = imp.prune({k: p.abs() for k, p in pieces.items()}, masks, fraction)
         assert torch.cat(list(masks.values())).nonzero().squeeze(1).tolist() == sorted(set(alive) - set(gone))
 
 
@@ -173,6 +177,8 @@ def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, d
             assert torch.equal(tensors[f"weight.{name}"], t), (n, name)
         for name, mask in masks.items():
             assert torch.equal(tensors[f"mask.{name}"], mask.to(torch.uint8))
+            if n < 3:
+                assert torch.equal(tensors[f"next.{name}"], expected[n + 1][1][name].to(torch.uint8))
             assert not tensors[f"weight.{name}"][mask == 0].any()
         assert info["row"]["test_accuracy"] == accuracy
 
@@ -326,37 +332,63 @@ def test_a_killed_run_continues_bit_for_bit(ok, tmp_path, how):
 
 @pytest.mark.parametrize("stop_at", [8, 30, 50])
 def test_a_member_whose_turn_has_not_come_is_not_saved(ok, call, tmp_path, monkeypatch, stop_at):
-    """The way of a GPU, on the CPU: a replay steps all. Stopped before b's start, after it, at level 1."""
+    """Three different starts in one group, stopped before b's turn, after it, and at level 1."""
     steps = {"a": 0, "b": 20, "c": 45}  # c has nothing left to train
     for place in ("whole", "stopped"):
         for name, n in steps.items():
             start(ok, tmp_path / place / name, "--seed", n, "--steps", n)
-    paths = [tmp_path / "whole" / name / "rewind.safetensors" for name in steps]
-    ok("imp", *paths, "--levels", 1)
-    made = common.Group.__init__
+    ok("imp", *(tmp_path / "whole" / name / "rewind.safetensors" for name in steps), "--levels", 1)
+    calls, steps_of_all = count(1), common.Group.steps
 
-    def make(group, *arguments, **more):
-        made(group, *arguments, **more)
-        replays = count(1)
+    def step(group, active):
+        steps_of_all(group, active)
+        if next(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        def replay():
-            for m in group.members:
-                group.step(m)
-            if next(replays) == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        group.replay = replay
-
-    paths = [tmp_path / "stopped" / name / "rewind.safetensors" for name in steps]
+    command = ["imp", *(tmp_path / "stopped" / name / "rewind.safetensors" for name in steps), "--levels", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(common.Group, "__init__", make)
-        status, _, err = call("imp", *paths, "--levels", 1, "--at-once", 3, "--save-every", 1e-9)
+        patch.setattr(common.Group, "steps", step)
+        status, _, err = call(*command, "--at-once", 3, "--save-every", 1e-9)
     assert status == 128 + signal.SIGTERM, err
     saved = {name for name in steps if (tmp_path / "stopped" / name / "state.safetensors").exists()}
     assert saved == {8: {"a"}, 30: {"a", "b"}, 50: {"a", "b", "c"}}[stop_at]  # c at the end of level 0
-    ok("imp", *paths, "--levels", 1)
+    ok(*command)
     for name in steps:
         same_levels(tmp_path / "whole" / name, tmp_path / "stopped" / name, 1)
+
+
+def test_a_folder_moved_away_and_made_anew_while_it_trains_is_a_failure(ok, call, tmp_path, monkeypatch):
+    rewind, finish = start(ok, tmp_path / "run"), imp.finish_level
+
+    def finish_and_move(run, *rest):
+        finish(run, *rest)
+        if run.level == 1:
+            (tmp_path / "run").rename(tmp_path / "moved")
+            (tmp_path / "run").mkdir()
+
+    monkeypatch.setattr(imp, "finish_level", finish_and_move)
+    status, _, err = call("imp", rewind, "--levels", 1)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "disappeared" in err
+
+
+def test_a_criterion_from_chance_resumes_and_is_never_mixed_with_magnitude(ok, call, tmp_path, monkeypatch):
+    """One function and its name: masks differ by seed and level, and a resumed run never prunes again."""
+    rewinds = [start(ok, tmp_path / name, "--seed", seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))]
+    ok("imp", rewinds[2], "--levels", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(imp, "CRITERION", "random")
+        patch.setattr(imp, "importance", lambda net, data, draw: {
+            name: torch.from_numpy(draw.random(p.shape)) for name, p in net.prunable().items()})  # fmt: skip
+        for rewind in rewinds[:2]:
+            ok("imp", rewind, "--levels", 1)
+        a, b = (level(rewind.parent, 0)[0]["next.conv.weight"] for rewind in rewinds[:2])
+        assert not torch.equal(a, b)
+        patch.setattr(imp, "importance", None)
+        assert "already done" in ok("imp", rewinds[0], "--levels", 1)
+        status, _, err = call("imp", rewinds[2], "--levels", 2)
+        assert status == 2
+        assert "criterion magnitude there, random now" in err
 
 
 def test_a_full_disk_keeps_what_is_finished(ok, tmp_path):

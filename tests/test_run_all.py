@@ -128,7 +128,7 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     quiet["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # with pytest &: ignored
     process = subprocess.Popen(["bash", ROOT / "run_all.sh"], env=environment, cwd=tmp_path, **quiet)
-    progress = tmp_path / "runs" / "digits" / "el2n.networks.npy"
+    progress = tmp_path / "runs" / "digits" / "el2n.networks.safetensors"
     deadline = time.monotonic() + 60
     while not progress.exists():
         assert time.monotonic() < deadline

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import torch
 from conftest import TINY, snapshot
+from safetensors.torch import load_file
 
 import common
 import score_el2n
@@ -31,11 +32,9 @@ def test_el2n_bounds():
     assert scores == pytest.approx([0, np.sqrt(2), np.sqrt(6) / 3])
 
 
-def test_ranks_and_rank_correlation_equal_scipy():
+def test_reliability_equals_scipy():
     draw = np.random.default_rng(1)
     networks = draw.integers(0, 20, (4, 300)).astype(np.float32) + np.arange(300) * 0.05  # with ties
-    for row in networks:
-        assert np.array_equal(score_el2n.ranks(row), scipy.stats.rankdata(row))
     pairs = [scipy.stats.spearmanr(networks[i], networks[j])[0] for i in range(4) for j in range(i)]
     rho, of_mean, between, overlap = score_el2n.reliability(networks)
     assert rho == pytest.approx(np.mean(pairs))
@@ -57,10 +56,10 @@ def test_reliability_predicts_the_correlation_with_as_many_other_networks():
 
 def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(ok, tmp_path, digits):
     out = ok("score", *SHORT, "--out", tmp_path / "scores.npy")
-    scores, networks = np.load(tmp_path / "scores.npy"), np.load(tmp_path / "scores.networks.npy")
+    scores, single = np.load(tmp_path / "scores.npy"), load_file(tmp_path / "scores.networks.safetensors")
+    networks = np.stack([single[number].numpy() for number in "123"])
     assert scores.dtype == networks.dtype == np.float32
     assert scores.shape == (1297,)
-    assert networks.shape == (3, 1297)
     np.testing.assert_allclose(scores, networks.mean(0), rtol=1e-6)
     assert "rank correlation" in out
     assert out.strip().endswith("scores.npy")
@@ -116,26 +115,25 @@ def test_scoring_goes_on_with_the_networks_missing(call, ok, tmp_path, monkeypat
     monkeypatch.setattr(common, "predict", stop_after_two)
     assert call("score", *SHORT, "--out", tmp_path / "parts" / "s.npy")[0] == 143
     monkeypatch.setattr(common, "predict", real)
-    progress = np.load(tmp_path / "parts" / "s.networks.npy")
-    assert np.isnan(progress).all(1).tolist() == [False, False, True]
+    assert load_file(tmp_path / "parts" / "s.networks.safetensors").keys() == {"1", "2"}
     out = ok("score", *SHORT, "--out", tmp_path / "parts" / "s.npy")
     assert "network   3 of 3" in out
     assert "network   1" not in out
     assert np.array_equal(np.load(tmp_path / "parts" / "s.npy"), np.load(tmp_path / "whole" / "s.npy"))
 
 
-def test_a_row_that_does_not_match_its_checksum_is_done_again(ok, tmp_path):
-    """What a crash between sidecar and array leaves: the sidecar is ahead of the array."""
-    ok("score", *SHORT, "--out", tmp_path / "s.npy")
-    scores, progress = np.load(tmp_path / "s.npy"), tmp_path / "s.networks.npy"
-    networks = np.load(progress)
-    networks[1] = np.nan
-    np.save(progress, networks)
-    (tmp_path / "s.npy").unlink()
-    out = ok("score", *SHORT, "--out", tmp_path / "s.npy")
-    assert "network   2 of 3" in out
-    assert "network   1" not in out
-    assert np.array_equal(np.load(tmp_path / "s.npy"), scores)
+def test_several_at_once_equal_one_after_another(ok, tmp_path):
+    for at_once in (1, 2, 3):
+        ok("score", *SHORT, "--at-once", at_once, "--out", tmp_path / f"{at_once}.npy")
+    a, b, c = ((tmp_path / f"{n}.npy").read_bytes() for n in (1, 2, 3))
+    assert a == b == c
+
+
+def test_scores_that_two_halves_of_the_networks_do_not_share_get_a_warning(call, tmp_path):
+    status, _, err = call("score", *SHORT, "--out", tmp_path / "s.npy")
+    assert status == 0
+    assert "warning: " in err
+    assert "--networks" in err
 
 
 def test_rerun_rules(ok, call, tmp_path):

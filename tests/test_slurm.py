@@ -99,7 +99,7 @@ def same_runs(a, b):
             assert all(torch.equal(x[k], y[k]) for k in x)
             for about in (about_x, about_y):
                 about.get("row", {}).pop("seconds", None)
-                about["made_by"].pop("command")
+                about.get("made_by", {}).pop("command", None)
             assert about_x == about_y
         elif name.suffix == ".npy":
             assert np.array_equal(np.load(a / name), np.load(b / name))

@@ -83,7 +83,7 @@ def test_command_prints_counts_and_noise_and_passes_the_noise_on(ok, call, tmp_p
     assert (info["label_noise"], info["noise_seed"], info["select"], info["seed"]) == (0.4, 5, "easy", None)
     status, _, err = call(*easy, "--label-noise", 0.1, "--out", tmp_path / "other.npy")
     assert status == 2
-    assert "--label-noise 0.1 contradicts the input, which was made with 0.4" in err
+    assert "--label-noise 0.1 contradicts the input, made with 0.4" in err
     start = ["--subset", tmp_path / "easy.npy", "--steps", 1, "--out", tmp_path / "r.safetensors"]
     status, _, err = call("pretrain", *TINY, *start, "--noise-seed", 1)
     assert status == 2
@@ -104,6 +104,21 @@ def test_easy_and_hard_are_the_same_for_every_seed_and_seeded_scores_need_no_sid
     hard = np.load(tmp_path / "0.npy")
     assert np.array_equal(hard, np.load(tmp_path / "1.npy"))
     assert set(hard) == set(np.argsort(np.load(tmp_path / "mine.npy"))[-9:])
+
+
+def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_path, digits):
+    """As `easy 1000` of a small trial was: 887 airplanes."""
+    labels = digits.labels.numpy()
+    warnings = []
+    for first in ((3,), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)):
+        np.save(tmp_path / "s.npy", (~np.isin(labels, first) + labels / 100).astype(np.float32))
+        argv = ["--select", "easy", "--scores", tmp_path / "s.npy", "--force", "--out", tmp_path / "e.npy"]
+        _, _, err = call("subset", *argv, "--size", 150 if len(first) == 1 else 1290)
+        warnings += [line for line in err.splitlines() if line.startswith("warning")]
+    (warning,) = warnings
+    assert "--class-balanced" in warning
+    assert f"{(labels == 3).sum()} of 150" in warning
+    assert "no example of 8 classes" in warning
 
 
 def test_rerun_rules(ok, call, tmp_path):

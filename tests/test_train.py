@@ -76,18 +76,11 @@ def test_pruned_weights_are_zero_at_every_step(digits):
         assert any(buffer.any() for buffer in m.momentum.values())
 
 
-def replayed(group):
-    """On the CPU, the way of a GPU: a replay steps every member, those that wait or have failed included."""
-    group.replay = lambda: [group.step(m) for m in group.members]
-    return group
-
-
-@pytest.mark.parametrize("way", [lambda group: group, replayed])
-def test_members_side_by_side_equal_members_alone(digits, way):
+def test_members_side_by_side_equal_members_alone(digits):
     """Company, order and different first steps change no bit, at two levels with one group."""
     starts = [0, 7, 3, 25]
     alone, together = ([member(digits, seed, f"m{seed}") for seed in range(4)] for _ in range(2))
-    group = way(common.Group(together[::-1], digits, recipe()))
+    group = common.Group(together[::-1], digits, recipe())
     for level in (1, 2):
         for m, start in zip([*alone, *together], starts * 2):
             m.rewind({name: t.clone() for name, t in m.weights().items()}, m.masks, start)
@@ -149,16 +142,13 @@ def test_training_uses_the_subset_and_the_given_labels(digits):
     assert (common.predict(m.net, digits, digits.test).argmax(1) == 4).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("way", [lambda group: group, replayed])
-def test_one_diverging_member_stops_and_the_others_go_on(digits, way):
+def test_one_diverging_member_stops_and_the_others_go_on(digits):
     good, bad, alone = member(digits, 0, "good"), member(digits, 1, "bad"), member(digits, 0)
     with torch.no_grad():
         bad.net.linear.weight.fill_(math.inf)
-    group = way(common.Group([good, bad], digits, recipe()))
-    list(common.train(group, 10, peak=0.1))
+    run([good, bad], digits, 10)
     run([alone], digits, 10)
-    assert bad.failed
-    assert bad.step == (10 if group.replay else 1)  # a GPU is asked every 200 steps, and at the end
+    assert (bad.failed, bad.step) == (True, 1)
     assert not good.failed
     assert same(good, alone)
 
@@ -176,6 +166,18 @@ def test_rewind_restores_statistics_and_forgets_momentum(digits):
     run([m], digits, 5)
     run([fresh], digits, 5)
     assert same(m, fresh)
+
+
+def test_looking_into_a_network_in_the_middle_of_its_training_changes_nothing(digits):
+    """An accuracy log or forgetting events: the training goes on in the mode that it was in."""
+    watched, alone = member(digits), member(digits)
+    for _ in common.train(common.Group([watched], digits, recipe()), 20, peak=0.1):
+        common.evaluate(watched.net, digits)
+    run([alone], digits, 20)
+    assert same(watched, alone)
+    alone.net.eval()
+    common.predict(alone.net, digits, digits.test)
+    assert not alone.net.training
 
 
 def test_evaluation_equals_numpy_and_is_in_eval_mode(digits):
@@ -243,7 +245,7 @@ def test_a_recorded_step_is_the_step_and_company_changes_nothing(precision):
     groups = [common.Group(members, data, settings) for members in (eager, recorded, alone)]
     for m, state in zip(recorded, before):
         assert all(torch.equal(t, state[name]) for name, t in m.state().items())  # recording changed nothing
-    groups[0].replay = None
+    groups[0].recordings = []
     for level in (0, 1):
         for group in groups:
             for m, start in zip(group.members, (3, 0, 7, 0, 20, 0, 1, 2)):
