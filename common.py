@@ -76,7 +76,7 @@ class Stopped(BaseException):
 
 
 # purposes of random streams; what a seed means hangs on the numbers
-INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE = range(7)
+INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE = range(8)
 
 
 def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:

@@ -3,6 +3,9 @@
 reads   rewind.safetensors (weights at step t_r and the recipe), the training set
 writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv, in between state.safetensors
 python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
+
+With --masks it trains under the masks of another run instead: is it the masks or the weights?
+python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out new/under-all-t400
 """
 
 import argparse
@@ -67,6 +70,7 @@ class Run:
     settings: dict  # what else decides the result
     level: int = 0  # the next to train
     masks: dict[str, Tensor] = field(default_factory=dict)  # uint8, of that level, in state-dict order
+    borrowed: list[dict[str, Tensor]] = field(default_factory=list)  # `next.` masks by level, of another run
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
 
@@ -130,8 +134,11 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
         raise common.Failure(f"{run.folder}: its finished levels have disappeared while it ran")
     weights = {name: t.cpu() for name, t in member.weights().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
-    draw = common.rng(common.PRUNE, run.recipe["seed"], run.level)
-    pruned = prune(importance(member.net, data, draw), member.masks, run.settings["prune_fraction"])
+    if run.borrowed:
+        pruned = run.borrowed[run.level]
+    else:
+        draw = common.rng(common.PRUNE, run.recipe["seed"], run.level)
+        pruned = prune(importance(member.net, data, draw), member.masks, run.settings["prune_fraction"])
     remaining = sum(int(mask.sum()) for mask in run.masks.values())
     share = remaining / sum(mask.numel() for mask in run.masks.values())
     train_loss = member.loss_sum.item() / max(1, member.loss_steps)
@@ -209,8 +216,45 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
     for name, t in expected.items():
         have = tensors[name]
         if have.shape != t.shape or have.dtype != t.dtype:
-            raise InputError(f"{path}: {name} is {list(have.shape)} {have.dtype}, its recipe needs "
-                             f"{list(t.shape)} {t.dtype}")  # fmt: skip
+            raise InputError(f"{path}: {name} is {list(have.shape)} {have.dtype}, the starting point's "
+                             f"recipe needs {list(t.shape)} {t.dtype}")  # fmt: skip
+
+
+def borrow(run: Run, other: Path, levels: int, shuffle: bool) -> None:
+    """From now on run takes the masks that the run in folder other hands on, instead of pruning its own."""
+    for level in range(levels + 1):
+        path = other / f"level{level:02d}.safetensors"
+        if not path.exists():
+            raise InputError(f"--masks: {other} has not finished level {level}")
+        tensors, info = common.load_tensors(path)
+        if info.get("masks"):
+            raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
+        given = {name: t for name, t in tensors.items() if name.startswith("next.")}
+        check_tensors(path, given, {f"next.{name}": mask for name, mask in run.masks.items()})
+        masks = {name: given[f"next.{name}"] for name in run.masks}
+        run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
+    name = start_name(common.check_recipe(path, info))
+    run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
+    # of the first masks only: a run may go on to more levels, and resume compares the others themselves
+    run.settings |= {"masks": name, "masks_sha256": common.digest(run.borrowed[0], {})}
+    run.settings |= {"shuffled": True} if shuffle else {}
+
+
+def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The masks with the weights of every layer permuted, at every level alike: nested masks stay nested."""
+    draw = common.rng(common.SHUFFLE, seed)
+    return {name: mask.flatten()[torch.from_numpy(draw.permutation(mask.numel()))].view(mask.shape)
+            for name, mask in masks.items()}  # fmt: skip
+
+
+def start_name(recipe: dict) -> str:
+    """A starting point in short, the same for its replicates: all 400, easy balanced 3200 200."""
+    if not recipe["rewind_step"]:
+        return "init"
+    size = "" if recipe["subset_size"] is None else f" {recipe['subset_size']}"
+    balanced = " balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
+    noise = f" noise {recipe['label_noise']:.0%}" if recipe["label_noise"] else ""
+    return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}"
 
 
 def resume(run: Run) -> None:
@@ -227,6 +271,9 @@ def resume(run: Run) -> None:
             check_tensors(path, tensors, level_tensors(run.weights, run.masks, run.masks))
             if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
                 raise InputError(f"{path}: its masks are not those that the level before hands on")
+            given = run.borrowed[level] if level < len(run.borrowed) else {}
+            if any(not torch.equal(tensors[f"next.{name}"], mask) for name, mask in given.items()):
+                raise InputError(f"{path}: its next masks are not those of --masks (--force starts over)")
             row = {column: info["row"][column] for column in COLUMNS}
             if row["level"] != level or not 0 <= row["test_accuracy"] <= 1:
                 raise InputError(f"{path}: says level {row['level']}, accuracy {row['test_accuracy']}")
@@ -278,14 +325,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help=f"of the weights left ({common.defaults('prune_fraction')})")  # fmt: skip
     add("--order-seed", type=common.SEED,
         help="train under another batch order (default: the recipe's); needs --out")  # fmt: skip
+    add("--masks", type=Path, nargs="+", metavar="RUN",
+        help="for each starting point a finished run's folder, under whose masks to train")  # fmt: skip
+    add("--shuffle-masks", action="store_true", help="permute those masks within every layer")
     add("--out", type=Path, nargs="+", help="a folder for each starting point (default: that of its file)")
     add("--save-every", type=common.within("(0, inf)"), default=60, metavar="SECONDS",
         help="between saves within a level (default: 60)")  # fmt: skip
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
     args.out = args.out or [path.parent for path in args.rewind]
-    if len(args.out) != len(args.rewind):
-        raise InputError(f"--out: {len(args.out)} folders for {len(args.rewind)} starting points")
+    for flag, folders in (("--out", args.out), ("--masks", args.masks)):
+        if folders and len(folders) != len(args.rewind):
+            raise InputError(f"{flag}: {len(folders)} folders for {len(args.rewind)} starting points")
+    if args.masks and args.prune_fraction is not None:
+        raise InputError("--prune-fraction: with --masks nothing is pruned")
+    if args.shuffle_masks and not args.masks:
+        raise InputError("--shuffle-masks needs --masks")
+    for folder in args.masks or ():
+        if folder.resolve() in [out.resolve() for out in args.out]:
+            raise InputError(f"--masks: {folder} is a folder to write to")
     for path, out in zip(args.rewind, args.out):
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
@@ -302,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = [read_start(path, out, args.prune_fraction, args.order_seed)
             for path, out in zip(args.rewind, args.out)]  # fmt: skip
     check_company(args.rewind, runs)
-    recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
+    recipe = runs[0].recipe
     levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
@@ -311,9 +369,11 @@ def main(argv: list[str] | None = None) -> None:
     for path, run in zip(args.rewind, runs):
         check_start(path, run, data)
         run.settings["test_set_sha256"] = test  # which the accuracies are of
+    for run, other in zip(runs, args.masks or ()):
+        borrow(run, other, levels, args.shuffle_masks)
     remaining = sum(mask.numel() for mask in runs[0].masks.values())
     for level in range(1, levels + 1):
-        remaining -= pruned_count(remaining, fraction)
+        remaining -= pruned_count(remaining, runs[0].settings["prune_fraction"])
         if not remaining:
             raise InputError(f"--levels {levels}: no weight is left at level {level}")
     by_name = sorted(runs, key=lambda run: run.folder)
