@@ -917,6 +917,16 @@ def check_recipe(path: Path, info: dict) -> dict:
     return recipe
 
 
+def start_name(recipe: dict) -> str:
+    """A starting point in short, the same for its replicates: all 400, easy balanced 3200 200."""
+    if not recipe["rewind_step"]:
+        return "init"
+    size = "" if recipe["subset_size"] is None else f" {recipe['subset_size']}"
+    balanced = " balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
+    noise = f" noise {recipe['label_noise']:.0%}" if recipe["label_noise"] else ""
+    return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}"
+
+
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
     """label_noise and noise_seed from the flags or the input's sidecar; they must not contradict."""
     if sidecar.get("label_noise") == 0:

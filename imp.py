@@ -220,7 +220,7 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
                              f"recipe needs {list(t.shape)} {t.dtype}")  # fmt: skip
 
 
-def borrow(run: Run, other: Path, levels: int, shuffle: bool) -> None:
+def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
     """From now on run takes the masks that the run in folder other hands on, instead of pruning its own."""
     for level in range(levels + 1):
         path = other / f"level{level:02d}.safetensors"
@@ -233,7 +233,9 @@ def borrow(run: Run, other: Path, levels: int, shuffle: bool) -> None:
         check_tensors(path, given, {f"next.{name}": mask for name, mask in run.masks.items()})
         masks = {name: given[f"next.{name}"] for name in run.masks}
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
-    name = start_name(common.check_recipe(path, info))
+    if fraction not in (None, info["prune_fraction"]):
+        raise InputError(f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}")
+    name = common.start_name(common.check_recipe(path, info))
     run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
     # of the first masks only: a run may go on to more levels, and resume compares the others themselves
     run.settings |= {"masks": name, "masks_sha256": common.digest(run.borrowed[0], {})}
@@ -245,16 +247,6 @@ def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     draw = common.rng(common.SHUFFLE, seed)
     return {name: mask.flatten()[torch.from_numpy(draw.permutation(mask.numel()))].view(mask.shape)
             for name, mask in masks.items()}  # fmt: skip
-
-
-def start_name(recipe: dict) -> str:
-    """A starting point in short, the same for its replicates: all 400, easy balanced 3200 200."""
-    if not recipe["rewind_step"]:
-        return "init"
-    size = "" if recipe["subset_size"] is None else f" {recipe['subset_size']}"
-    balanced = " balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
-    noise = f" noise {recipe['label_noise']:.0%}" if recipe["label_noise"] else ""
-    return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}"
 
 
 def resume(run: Run) -> None:
@@ -337,8 +329,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag, folders in (("--out", args.out), ("--masks", args.masks)):
         if folders and len(folders) != len(args.rewind):
             raise InputError(f"{flag}: {len(folders)} folders for {len(args.rewind)} starting points")
-    if args.masks and args.prune_fraction is not None:
-        raise InputError("--prune-fraction: with --masks nothing is pruned")
     if args.shuffle_masks and not args.masks:
         raise InputError("--shuffle-masks needs --masks")
     for folder in args.masks or ():
@@ -370,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
         check_start(path, run, data)
         run.settings["test_set_sha256"] = test  # which the accuracies are of
     for run, other in zip(runs, args.masks or ()):
-        borrow(run, other, levels, args.shuffle_masks)
+        borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
     remaining = sum(mask.numel() for mask in runs[0].masks.values())
     for level in range(1, levels + 1):
         remaining -= pruned_count(remaining, runs[0].settings["prune_fraction"])

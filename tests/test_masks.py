@@ -1,7 +1,5 @@
 """Masks on trial: training under the masks of another run, and the figures about masks."""
 
-import imp
-
 import pytest
 import torch
 from conftest import TINY, snapshot
@@ -88,7 +86,7 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, call, pruned, t
 def test_names_of_starting_points():
     all_data = {"scheme": "all", "subset_size": None, "class_balanced": None, "label_noise": 0.0}
     subset = {"scheme": "easy", "subset_size": 3200, "class_balanced": False, "label_noise": 0.5}
-    assert [imp.start_name(recipe | {"rewind_step": step}) for recipe, step in (
+    assert [common.start_name(recipe | {"rewind_step": step}) for recipe, step in (
         (all_data, 400), (subset, 200), (subset | {"class_balanced": True}, 200), (subset, 0),
         (subset | {"scheme": "random", "class_balanced": True, "label_noise": 0.0}, 200))] == [
         "all 400", "easy 3200 200 noise 50%", "easy balanced 3200 200 noise 50%", "init", "random 3200 200",
@@ -109,7 +107,7 @@ def test_masks_that_cannot_be_used_are_one_line(ok, call, pruned, tmp_path):
         (deep, ["--masks", own], ["level00.safetensors", "tensor next.blocks.1"]),
         (other, ["--masks", own, own], ["--masks: 2 folders for 1"]),
         (other, ["--masks", tmp_path / "control"], ["control", "itself under the masks of all 5"]),
-        (other, ["--masks", own, "--prune-fraction", 0.3], ["--prune-fraction"]),
+        (other, ["--masks", own, "--levels", 0, "--prune-fraction", 0.3], ["0.3 contradicts 0.2"]),
         (other, ["--shuffle-masks"], ["--shuffle-masks needs --masks"]),
     ):
         status, _, err = call("imp", rewind, *flags, "--out", out)
