@@ -25,6 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 import safetensors
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import common
 
 # (pre-training rate, t*, deepest level drawn, subset size of figure 2) of the paper and of the demonstration.
 # CIFAR-10's size is our reading of the curves: 3200 loses least where it loses most, 12800 on average.
@@ -930,6 +934,45 @@ def draw_scores(loaded: tuple, out: Path) -> list[Path]:
         rows.append([name, len(values), *(f"{q:.3f}" for q in quantiles), f"{wrong[labels == c].sum()}"])
     print(table("scores by class, as labelled when scored", rows))
     return save(figure, out / "scores")
+
+
+# ------------------------------------------------------------ masks on trial
+
+
+def overlap(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
+    """|A and B| / |A or B| of two runs' masks, by layer, and what chance gives at their layer counts."""
+    kept = [(int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in a.items()]
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    chance = sum(m * n / size for m, n, size in kept)
+    total = sum(m + n for m, n, _ in kept)
+    return both / (total - both), chance / (total - chance)
+
+
+def between(a: dict[str, Tensor], b: dict[str, Tensor], t: float) -> dict[str, Tensor]:
+    """The point at t on the straight line from a to b, batch-norm statistics included."""
+    return {name: a[name].lerp(b[name], t) for name in a}
+
+
+def error_barrier(net: nn.Module, a: dict[str, Tensor], b: dict[str, Tensor], data: common.Data) -> float:
+    """Highest test error at 11 points of the line minus the mean of both ends, in % (Frankle et al. 2020)."""
+    errors = []
+    for t in np.linspace(0, 1, 11):
+        net.load_state_dict(between(a, b, t))
+        errors.append(100 - 100 * common.evaluate(net, data)[0])
+    return max(errors) - (errors[0] + errors[-1]) / 2
+
+
+def loss_barrier(net: nn.Module, a: dict[str, Tensor], b: dict[str, Tensor], data: common.Data) -> np.ndarray:
+    """Of every clean training example the loss at the midpoint minus the mean of both ends, not augmented.
+
+    In nats, [N] float64. Those at most about 0 are linearly mode connected (arXiv 2206.01278).
+    """
+    losses = []
+    for t in (0, 0.5, 1):
+        net.load_state_dict(between(a, b, t))
+        logits = common.predict(net, data, data.train_images()).double()
+        losses.append(F.cross_entropy(logits, data.labels, reduction="none").cpu().numpy())
+    return losses[1] - (losses[0] + losses[2]) / 2
 
 
 # ------------------------------------------------------------ command line

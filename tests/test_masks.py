@@ -1,5 +1,6 @@
 """Masks on trial: training under the masks of another run, and the figures about masks."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, snapshot
@@ -7,6 +8,7 @@ from test_crash import crash_everywhere, run  # noqa: F401 - a server whose proc
 from test_imp import level, same_levels, start
 
 import common
+import plot
 
 
 def part(folder, n, which):
@@ -134,3 +136,67 @@ def test_a_control_killed_inside_every_write_ends_with_the_same_bits(run, tmp_pa
 
     # three events a write; written: 2 levels, results.csv twice, a state after each of 2 x 4 steps
     assert crash_everywhere(run, [*command, killed], fresh, lambda: same_levels(whole, killed, 1), True) == 36
+
+
+# ------------------------------------------------------------ overlap and barriers
+
+
+def random_masks(draw, shares, shapes=((4, 3, 3, 3), (8, 4), (50, 7))):
+    return {str(k): torch.from_numpy((draw.random(shape) < share).astype(np.uint8))
+            for k, (share, shape) in enumerate(zip(shares, shapes))}  # fmt: skip
+
+
+def test_overlap_against_numpy_and_chance_against_a_simulation():
+    draw = np.random.default_rng(0)
+    a, b = random_masks(draw, (0.9, 0.5, 0.1)), random_masks(draw, (0.5, 0.6, 0.2))
+    flat = [np.concatenate([m.numpy().ravel() for m in x.values()]).astype(bool) for x in (a, b)]
+    found, chance = plot.overlap(a, b)
+    assert found == (flat[0] & flat[1]).sum() / (flat[0] | flat[1]).sum()
+    assert plot.overlap(a, a)[0] == 1
+    both = []  # of masks with these layer counts, drawn at random
+    for _ in range(2000):
+        both.append(sum((draw.permutation(a[k].flatten()) & b[k].flatten().numpy()).sum() for k in a))
+    total = sum(map(np.sum, flat))
+    assert chance == pytest.approx(np.mean(both) / (total - np.mean(both)), abs=0.002)
+
+
+@pytest.fixture(scope="module")
+def ends(digits):
+    """Two trained networks, as state dicts."""
+    from conftest import recipe
+
+    weights = []
+    for seed in (1, 2):
+        member = common.Member("x", recipe(), digits, 0)
+        member.seed = seed
+        for _ in common.train(common.Group([member], digits, recipe()), 40, peak=0.3):
+            pass
+        weights.append({name: t.clone() for name, t in member.weights().items()})
+    return weights
+
+
+def test_barriers_against_plain_pytorch(digits, ends):
+    def at(t, images):
+        net = common.ResNet(8, 2, 1, 10).eval()
+        net.load_state_dict({name: (1 - t) * ends[0][name] + t * ends[1][name] for name in ends[0]})
+        x = (images.float() - digits.mean) / digits.std
+        with torch.no_grad():
+            return net(x.permute(0, 3, 1, 2))
+
+    net = common.ResNet(8, 2, 1, 10)
+    mine = plot.loss_barrier(net, *ends, digits)
+    assert (mine.shape, mine.dtype) == ((len(digits.labels),), np.float64)
+    for k in range(0, len(mine), 97):
+        losses = [-at(t, digits.train_images()[k : k + 1]).double()[0].log_softmax(0)[digits.labels[k]]
+                  for t in (0, 0.5, 1)]  # fmt: skip
+        assert mine[k] == pytest.approx((losses[1] - (losses[0] + losses[2]) / 2).item(), abs=1e-4)
+    errors = [100 * (at(k / 10, digits.test).argmax(1) != digits.test_labels).double().mean().item()
+              for k in range(11)]  # fmt: skip
+    assert plot.error_barrier(net, *ends, digits) == pytest.approx(max(errors) - (errors[0] + errors[10]) / 2)
+    assert max(errors) > min(errors)
+
+
+def test_a_network_and_itself_have_barrier_0(digits, ends):
+    net = common.ResNet(8, 2, 1, 10)
+    assert plot.error_barrier(net, ends[0], ends[0], digits) == 0
+    assert not plot.loss_barrier(net, ends[0], ends[0], digits).any()
