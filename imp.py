@@ -111,7 +111,8 @@ def train_group(
             accuracy, loss = common.evaluate(member.net, data)
             if member.failed or not math.isfinite(loss):
                 stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
-                common.save_divergence(run.folder, run.recipe, run.settings, level, member.step)
+                common.save_divergence(run.folder, recipe=run.recipe, settings=run.settings, level=level,
+                                       step=member.step)  # fmt: skip
                 continue
             finish_level(run, member, accuracy, loss, data)
     return stopped
@@ -138,7 +139,8 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
     info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
-    common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks, pruned), info)
+    tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
+    common.save_tensors(level_path(run, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
     write_results(run)
@@ -150,11 +152,6 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
 
 def level_path(run: Run, level: int) -> Path:
     return run.folder / f"level{level:02d}.safetensors"
-
-
-def level_tensors(weights: dict, masks: dict, pruned: dict) -> dict[str, Tensor]:
-    parts = {"weight": weights, "mask": masks, "next": pruned}
-    return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 
 def write_results(run: Run) -> None:
@@ -224,7 +221,7 @@ def resume(run: Run) -> None:
             common.refuse_difference(path, info | info["recipe"], run.recipe | run.settings)
             if not any(name.startswith("next.") for name in tensors):
                 raise InputError(f"{path}: of an earlier version, holds no next masks; --force starts over")
-            check_tensors(path, tensors, level_tensors(run.weights, run.masks, run.masks))
+            check_tensors(path, tensors, common.prefixed(weight=run.weights, mask=run.masks, next=run.masks))
             if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
                 raise InputError(f"{path}: its masks are not those that the level before hands on")
             row = {column: info["row"][column] for column in COLUMNS}

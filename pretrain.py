@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         pass
     accuracy, loss = common.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
-        common.save_divergence(args.out.parent, recipe, {}, None, member.step)
+        common.save_divergence(args.out.parent, recipe=recipe, settings={}, level=None, step=member.step)
         raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
     common.save_tensors(args.out, member.weights(), info)
