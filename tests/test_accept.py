@@ -53,3 +53,11 @@ def test_without_a_gpu_it_is_one_line():
     command = [sys.executable, ROOT / "tests" / "benchmark.py", "--accept"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path):
+    command = [sys.executable, ROOT / "tests" / "benchmark.py", "--quick", "--rounds=1", "--steps=1"]
+    done = subprocess.run([*command, "--out", tmp_path / "b.csv"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "times faster" in (tmp_path / "b.csv").read_text()
