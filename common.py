@@ -207,21 +207,12 @@ READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "fo
 def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
     """One process fetches, the others wait; without a network, one line that says what to put where."""
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(archive.parent):
+        with lock(archive.parent / ".fetch.lock", wait=True):
             yield
-    except (OSError, RuntimeError) as error:
+    except (InputError, OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"{archive} is missing and cannot be fetched ({why}): put {url} there (md5 {md5}), "
                          "or name the folder that has it with --data-dir") from None  # fmt: skip
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes to a data folder."""
-    with open(folder / ".fetch.lock", "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
@@ -248,7 +239,8 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
             raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
     arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
     tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
-    with contextlib.suppress(OSError, Failure), exclusive(cache.parent):  # a read-only folder goes without
+    # two processes must not write one file at once; a read-only folder goes without
+    with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
         save_tensors(cache, tensors, {"classes": classes, "stamp": stamp})
     return classes, *arrays
 
@@ -558,6 +550,10 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     return replay
 
 
+# as CUDA, cuBLAS and the CPU's allocator say it
+OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")
+
+
 def use_recording(group: Group, k: int, record: Callable = record) -> None:
     """Let member k of a group take recorded steps, if these prove to be its plain ones; else say so.
 
@@ -590,7 +586,7 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
                 raise RuntimeError(f"replayed, {name} is off by {max(gaps):.1e}, a step moves {moved:.1e}")
     except RuntimeError as error:
         group.replays[k] = None
-        if out_of_memory(error):
+        if OUT_OF_MEMORY.search(str(error)):
             raise
         why = str(error).splitlines()[0]
         print(f"note: {m.name}: takes plain steps, not recorded ones ({why})", file=sys.stderr)
@@ -598,11 +594,6 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
         m.restore(kept)
         for name, mask in masks.items():
             m.masks[name].copy_(mask)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """CUDA, cuBLAS and the CPU's allocator each say it in words of their own."""
-    return re.search("out of memory|ALLOC_FAILED|allocate memory", str(error)) is not None
 
 
 def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
@@ -793,7 +784,7 @@ def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
         raise InputError(f"{path} exists with other settings: {'; '.join(said)} (--force starts over)")
 
 
-def lock(path: Path) -> io.TextIOBase:
+def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     """Hold path until this process ends or the result is closed; makes its folder.
 
     The file stays: unlinking it would race. InputError: another process holds it, or nothing can be written.
@@ -805,7 +796,7 @@ def lock(path: Path) -> io.TextIOBase:
     except OSError as error:
         raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         handle.seek(0)
         raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
@@ -834,9 +825,7 @@ def save_divergence(folder: Path, **about: object) -> None:
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-def is_level_or_state(path: Path) -> bool:
-    """Does imp.py write files of this name?"""
-    return re.fullmatch(r"(level\d{2,}|state)\.safetensors", path.name) is not None
+OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json")  # names of what imp.py writes
 
 
 # ------------------------------------------------------------ command line
@@ -857,15 +846,9 @@ def within(interval: str, kind: type = float) -> Callable[[str], float]:
     return parse
 
 
-def layers(text: str) -> int:
-    if within("[8, 1500)", int)(text) % 6 != 2:
-        raise argparse.ArgumentTypeError(f"must be 6n + 2, not {text}")
-    return int(text)
-
-
 COUNT, SEED, LABEL_NOISE = within("[1, inf)", int), within("[0, 4294967296)", int), within("[0, 1]")
 HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
-    "depth": (layers, "layers of the ResNet, 6n + 2"),
+    "depth": (within("[8, 1500)", int), "layers of the ResNet, 6n + 2"),
     "width": (within("[1, 4096]", int), "channels of the first stage"),
     "batch_size": (COUNT, "images"),
     "lr": (within("(0, 1e30)"), "learning rate of scoring and of every IMP level"),
@@ -945,6 +928,8 @@ def resolve_recipe(args: argparse.Namespace, device: torch.device) -> dict:
     for name in HYPERPARAMETERS:
         given = getattr(args, name)
         recipe[name] = preset[name] if given is None else given
+    if recipe["depth"] % 6 != 2:
+        raise InputError(f"--depth must be 6n + 2, not {recipe['depth']}")
     if recipe["milestones"] != sorted(set(recipe["milestones"])):
         raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
     recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
@@ -958,14 +943,12 @@ def check_recipe(path: Path, info: dict) -> dict:
         missing = sorted(set(RECIPE) - recipe.keys())
         if missing:
             raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
-        for name, (kind, _) in HYPERPARAMETERS.items():
-            for value in recipe[name] if name == "milestones" else [recipe[name]]:
+        kinds = {name: kind for name, (kind, _) in HYPERPARAMETERS.items()}
+        kinds |= {"seed": SEED, "preset": PRESETS.__getitem__, "dataset": READERS.__getitem__,
+                  "rewind_step": within(f"[0, {recipe['total_steps']}]", int)}  # fmt: skip
+        for key, kind in kinds.items():
+            for value in recipe[key] if key == "milestones" else [recipe[key]]:
                 kind(str(value))
-        SEED(str(recipe["seed"]))
-        if not 0 <= recipe["rewind_step"] <= recipe["total_steps"]:
-            raise ValueError(f"rewind_step {recipe['rewind_step']} of {recipe['total_steps']} steps")
-        if recipe["preset"] not in PRESETS or recipe["dataset"] not in READERS:
-            raise ValueError(f"no preset {recipe['preset']} or data set {recipe['dataset']}")
     return recipe
 
 
@@ -993,9 +976,9 @@ def resolve_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:i, not {name}")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
     if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
         torch.cuda.set_device(device.index or 0)  # streams and graphs are made on the current one
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
@@ -1016,13 +999,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def made_by(device: torch.device) -> dict:
     """What is recorded but never compared."""
     cuda = device.type == "cuda"
-    return {
-        "torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-        "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
-        "host": socket.gethostname(), "python": platform.python_version(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }  # fmt: skip
+    processor = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+            "threads": torch.get_num_threads(), "device": str(device), "processor": processor,
+            "host": socket.gethostname(), "command": command}  # fmt: skip
 
 
 def defer_signals() -> list[int]:
@@ -1061,7 +1042,7 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except (Failure, OSError) as error:
         message, status = str(error), 1
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not OUT_OF_MEMORY.search(str(error)):
             raise
         message, status = "out of memory: lower --at-once or --batch-size", 1
     finally:

@@ -8,12 +8,12 @@ python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
 import argparse
 import csv
 import io
+import itertools
 import math
 import sys
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -36,20 +36,17 @@ def importance(net: nn.Module, data: common.Data, draw: np.random.Generator) -> 
     return {name: weight.detach().abs() for name, weight in net.prunable().items()}
 
 
-def pruned_count(remaining: int, fraction: float) -> int:
-    """How many of the remaining weights a level drops; the fraction is the decimal it was written as."""
-    return math.ceil(Fraction(str(fraction)) * remaining)
-
-
 def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
     """Drop the least important fraction of the weights still there, over all masked tensors together.
 
-    Exactly ceil(fraction x remaining) go; ties by position in the order of masks. Returns new uint8 masks.
+    Exactly ceil(fraction x remaining) go, the fraction as the decimal it was written as; ties by position in
+    the order of masks. Returns new uint8 masks.
     """
     alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
     index = alive.nonzero().squeeze(1)
+    count = math.ceil(Fraction(str(fraction)) * len(index))
     order = torch.sort(torch.cat([worth[name].flatten() for name in masks])[index], stable=True).indices
-    alive[index[order[: pruned_count(len(index), fraction)]]] = False  # topk would break ties arbitrarily
+    alive[index[order[:count]]] = False  # topk would break ties arbitrarily
     parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
     return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
 
@@ -212,7 +209,7 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
 
 def resume(run: Run) -> None:
     """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
-    for level in count():
+    for level in itertools.count():
         path = level_path(run, level)
         if not path.exists():
             break
@@ -269,15 +266,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("rewind", type=Path, nargs="+", help="rewind.safetensors of pretrain.py; several must share a recipe")
-    add("--levels", type=common.within("[0, inf)", int),
-        help=f"prunings; level 0 is dense ({common.defaults('levels')})")  # fmt: skip
-    add("--prune-fraction", type=common.within("(0, 1)"), metavar="SHARE",
-        help=f"of the weights left ({common.defaults('prune_fraction')})")  # fmt: skip
-    add("--order-seed", type=common.SEED,
-        help="train under another batch order (default: the recipe's); needs --out")  # fmt: skip
+    whole, share, seconds = common.within("[0, inf)", int), common.within("(0, 1)"), common.within("(0, inf)")
+    add("--levels", type=whole, help=f"prunings; level 0 is dense ({common.defaults('levels')})")
+    add("--prune-fraction", type=share, help=f"of the weights left ({common.defaults('prune_fraction')})")
+    add("--order-seed", type=common.SEED, help="another batch order (default: the recipe's); needs --out")
     add("--out", type=Path, nargs="+", help="a folder for each starting point (default: that of its file)")
-    add("--save-every", type=common.within("(0, inf)"), default=60, metavar="SECONDS",
-        help="between saves within a level (default: 60)")  # fmt: skip
+    add("--save-every", type=seconds, default=60, help="seconds between saves within a level (default: 60)")
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
     args.out = args.out or [path.parent for path in args.rewind]
@@ -286,7 +280,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for path, out in zip(args.rewind, args.out):
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
-        if common.is_level_or_state(path):
+        if common.OF_IMP.fullmatch(path.name):
             raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
         if args.order_seed is not None and out.resolve() == path.resolve().parent:
             raise InputError("--order-seed needs --out, a folder of its own")
@@ -299,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = [read_start(path, out, args.prune_fraction, args.order_seed)
             for path, out in zip(args.rewind, args.out)]  # fmt: skip
     check_company(args.rewind, runs)
-    recipe, fraction = runs[0].recipe, runs[0].settings["prune_fraction"]
+    recipe = runs[0].recipe
     levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
@@ -308,16 +302,11 @@ def main(argv: list[str] | None = None) -> None:
     for path, run in zip(args.rewind, runs):
         check_start(path, run, data)
         run.settings["test_set_sha256"] = test  # which the accuracies are of
-    remaining = sum(mask.numel() for mask in runs[0].masks.values())
-    for level in range(1, levels + 1):
-        remaining -= pruned_count(remaining, fraction)
-        if not remaining:
-            raise InputError(f"--levels {levels}: no weight is left at level {level}")
     by_name = sorted(runs, key=lambda run: run.folder)
     held = [common.lock(run.folder / ".lock") for run in by_name]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
-            if args.force and (common.is_level_or_state(path) or path.name == "diverged.json"):
+            if args.force and common.OF_IMP.fullmatch(path.name):
                 path.unlink()
         resume(run)
 

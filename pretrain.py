@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     if steps > recipe["total_steps"]:
         raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
     common.check_output(args.out, ".safetensors")
-    if common.is_level_or_state(args.out):
+    if common.OF_IMP.fullmatch(args.out.name):
         raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
