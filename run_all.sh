@@ -9,8 +9,8 @@
 #   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  PYTHON=python
 #   T_STAR=400  SIZES="256 512": other pre-training steps and subset sizes than the preset's, for data of your own
 #   JOBS: tasks at a time (one a GPU, else one a core); with Slurm, their number (one for 8 runs on GPUs, else for each)
-#   LAUNCHER=slurm: submit array jobs and return. WIDTH: tasks at a time. SBATCH_PARTITION, SBATCH_TIMELIMIT and so on are
-#     sbatch's own, as is SBATCH_GRES=gpu:a100:1 (default: gpu:1 where the partition lists GPUs); SBATCH_FLAGS: more options
+#   LAUNCHER=slurm: submit array jobs and return. WIDTH: tasks at a time. SBATCH_PARTITION, SBATCH_TIMELIMIT and so on
+#     are sbatch's own; SBATCH_GRES=gpu:a100:1 (default: gpu:1 if the partition lists GPUs); SBATCH_FLAGS: more options
 #   DRY_RUN=1: print the commands, and what they cost in training steps; with STEP_MS=1.0 (of one network) in hours
 set -euo pipefail
 
@@ -21,11 +21,10 @@ set -euo pipefail
 if [[ ${1-} == --task ]]; then # LIST [INDEX]: a task is a line, commands with tabs between
   set +e
   index=${3-$SLURM_ARRAY_TASK_ID} log=${2%.list}-${3-$SLURM_ARRAY_TASK_ID}.log order="" child="" lost=()
-  mapfile -t tasks <"$2"
-  IFS=$'\t' read -ra commands <<<"${tasks[index]}"
+  IFS=$'\t' read -ra commands < <(sed -n "$((index + 1))p" "$2")
   if [[ ${3-} ]]; then # xargs
     exec 3>&1 >"$log" 2>&1
-    [[ ! $gpus ]] || { read -ra gpus <<<"$gpus"; export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}; }
+    [[ ! $gpus ]] || { read -ra devices <<<"$gpus"; export CUDA_VISIBLE_DEVICES=${devices[SLOT % ${#devices[@]}]}; }
   fi # without a GPU one thread: numbers do not depend on how many cores there are
   [[ ${CUDA_VISIBLE_DEVICES:--1} != -1 ]] || export OMP_NUM_THREADS=1
   trap 'order=leave; [[ ! $child ]] || kill "$child"' TERM
@@ -42,16 +41,16 @@ if [[ ${1-} == --task ]]; then # LIST [INDEX]: a task is a line, commands with t
     status=$?
     [[ $order != requeue || $status != 143 ]] || scontrol requeue "${SLURM_ARRAY_JOB_ID}_$index"
     [[ ! $order ]] || exit $status
-    printf 'status %s from\n  %s\nThe end of %s:\n%s\n\n' $status "$command" "$log" "$(tail -n 5 "$log")" >>"${2%/*}/failed"
     lost+=("${command##* --out }")
+    printf 'status %s from %s\n%s\n%s\n\n' $status "$command" "$log:" "$(tail -n 5 "$log" | sed '/^\$ /d; s/^/  /')" \
+      >>"${2%/*}/failed"
   done
   echo >>"$2.done"
-  [[ ! ${3-} ]] || printf '== %s: %d of %d done after %s%s\n' "$(basename "$2" .list)" "$(wc -l <"$2.done")" ${#tasks[@]} \
-    "$(date -ud "@$(($(date +%s) - started))" +%-H:%M:%S)" "${lost:+, failed: $log}" >&3
+  [[ ! ${3-} ]] || echo "== $(basename "$2" .list): $(wc -l <"$2.done") of $(wc -l <"$2") done after" \
+    "$((($(date +%s) - started) / 60)) minutes${lost:+, failed: $log}" >&3
   exit $((${#lost[@]} > 0)) # never 255, at which xargs stops
 fi
 
-# ---------------------------------------------------------------- settings
 fail() { echo "run_all.sh: error: $1" >&2; exit 2; }
 check() { [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4, not '$2'"; } # NAME VALUE PATTERN WHAT
 [[ ${1-} != -h && ${1-} != --help ]] || { sed -n '2,/^set /s/^# \?//p' "${BASH_SOURCE[0]}"; exit; }
@@ -72,41 +71,36 @@ check LEVELS "${LEVELS:-0}" '0|[1-9][0-9]{0,8}' "a whole number"
 check T_STAR "$t" '[1-9][0-9]{0,7}[02468]|[2468]' "even and above 0, as subsets are seen for half as many steps"
 check STEP_MS "${STEP_MS:-0}" '[0-9]*\.?[0-9]+' "a number of milliseconds"
 check LAUNCHER "$launcher" 'local|slurm' "local or slurm"
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+dry_run=${dry_run#0} here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(type -P "${PYTHON:-python}") || fail "no ${PYTHON:-python} here" # its path: a job may see another PATH
 
 # ---------------------------------------------------------------- what to run: lines of "WAVE COMMAND"
 add() { printf %s "$1"; printf ' %q' "$python" "$here/$2" "${@:3}"; echo; } # WAVE STAGE ARGUMENT...
 
 setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve, all its replicates
-  local scheme=$1 size=$2 steps=$3 tag="" label=() subset=() own=() seed folder scored
+  local scheme=$1 size=$2 tag="" label=() own=() seed folder scored file=""
   local data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "${DATA_DIR:-data}")
   ((${4:-0} == 0)) || { tag=-noise$4 label=(--label-noise "$(printf 0.%02d "$4")"); }
-  folder=$runs/$scheme${size:+-$size}-t$steps$tag scored=$runs/el2n$tag.npy
-  [[ ! ${5-} ]] || own=(--pretrain-lr "$5")
-  [[ ${5:-$rate} == "$rate" ]] || folder+=-lr$5 # with the preset's they are the runs of the other figures
+  folder=$runs/$scheme${size:+-$size}-t$3$tag scored=$runs/el2n$tag.npy
+  [[ ! ${5-} ]] || { own=(--pretrain-lr "$5"); [[ $5 == "$rate" ]] || folder+=-lr$5; } # the preset's needs no name
   for seed in $seeds; do
     case $scheme in
-      random) subset=(--subset "$runs/subsets/random-$size$tag-seed$seed.npy")
-        add subset make_subset.py "${data[@]}" --select random --size "$size" --seed "$seed" "${label[@]}" \
-          --out "${subset[1]}" ;;
-      easy | hard) subset=(--subset "$runs/subsets/$scheme-$size$tag.npy")
+      random) file=$runs/subsets/random-$size$tag-seed$seed.npy
+        add subset make_subset.py "${data[@]}" "${label[@]}" --select random --size $size --seed $seed --out "$file" ;;
+      easy | hard) file=$runs/subsets/$scheme-$size$tag.npy
         add score score_el2n.py "${data[@]}" ${FLAGS-} ${SCORE_FLAGS-} "${label[@]}" --out "$scored"
-        add subset make_subset.py "${data[@]}" --select "$scheme" --size "$size" --scores "$scored" \
-          --out "${subset[1]}" ;;
+        add subset make_subset.py "${data[@]}" --select "$scheme" --size "$size" --scores "$scored" --out "$file" ;;
     esac
-    add start pretrain.py "${data[@]}" ${FLAGS-} "${own[@]}" "${subset[@]}" "${label[@]}" --steps "$steps" \
-      --seed "$seed" --out "$folder/seed$seed/rewind.safetensors"
+    add start pretrain.py "${data[@]}" ${FLAGS-} "${own[@]}" ${file:+--subset "$file"} "${label[@]}" \
+      --steps "$3" --seed "$seed" --out "$folder/seed$seed/rewind.safetensors"
   done
 }
-
 family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for T steps, subsets for T/2 steps
   local scheme size steps
   setting all "" 0
   for steps in $(($1 / 2)) "$1"; do setting all "" "$steps" "${4-}"; done # level 0 of T is the dense network
   for size in $3; do for scheme in $2; do setting "$scheme" "$size" $(($1 / 2)) "${4-}"; done; done
 }
-
 plan() { # the figures
   local three="random easy hard" shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") noise r steps
   case $preset-$figure in
@@ -115,8 +109,7 @@ plan() { # the figures
     cinic10-fig6) family $((t / 2)) "$three" "${SIZES:-12800 25600 51200}"; family "$t" "$three" "$sizes" ;;
     c*-fig3) for noise in 10 50; do family "$t" "random easy" "${SIZES:-2048}" $noise; done ;; # a part of figure 7
     c*-fig7) for noise in 10 50; do family "$t" "random easy" "${SIZES:-512 1024 2048 3200}" $noise; done ;;
-    c*-tstar) # how long, and at which rate, must pre-training on all data be?
-      setting all "" 0
+    c*-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
       for steps in 100 200 400 800 1600; do for r in 0.1 0.2 0.4; do setting all "" $steps 0 $r; done; done ;;
     *) fail "no figure '$figure' of $preset; there are fig2, fig3, fig5, fig6 (of cinic10), fig7 and tstar" ;;
   esac
@@ -147,12 +140,10 @@ prune=$(add "" imp.py --data-dir "${DATA_DIR:-data}" ${LEVELS:+--levels "$LEVELS
 for ((i = 0; i < ${#starts[@]}; i += each)); do
   tasks+=("$(printf '%s\t' "${starts[@]:i:each}")${prune# } ${rewinds[*]:i:each}")
 done
-flag() { if [[ $1 =~ .*\ $2[=\ ]([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo "$3"; fi; } # COMMAND NAME DEFAULT
-trainings=$((1 + $(flag "$prune" --levels $levels)))
+flag() { if [[ $1 =~ .*\ $2[=\ ]([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo "$3"; fi; } # WORDS NAME DEFAULT
+trainings=$((1 + $(flag "$prune" --levels $levels))) total=$(flag "${starts[0]}" --total-steps $total)
 for x in "${scores[@]}"; do steps=$((steps + $(flag "$x" --networks $networks) * $(flag "$x" --steps $el2n))); done
-for x in "${starts[@]}"; do
-  t=$(flag "$x" --steps 0) steps=$((steps + t + trainings * ($(flag "$x" --total-steps $total) - t)))
-done
+for x in "${starts[@]}"; do t=$(flag "$x" --steps 0) steps=$((steps + t + trainings * (total - t))); done
 echo "# ${#scores[@]} x EL2N, ${#starts[@]} runs of $trainings trainings in ${#tasks[@]} tasks: $steps training steps" \
   "${STEP_MS:+= $(awk "BEGIN { printf \"%.2f\", $steps * $STEP_MS / 3.6e6 }") hours at $STEP_MS ms}"
 
@@ -163,15 +154,15 @@ wave() { # NAME TASK...
   shift
   (($#)) || return 0
   [[ $name != @(score|imp) ]] || gpu=$gres
-  options=(--parsable --job-name="$name-$preset-$figure" --array="0-$(($# - 1))${WIDTH:+%$WIDTH}" --requeue
-    --output="$logs/$name-%a.log" --open-mode=append --signal=B:USR1@120 ${after:+--dependency="$after"}
+  options=(--job-name="$name-$preset-$figure" --array="0-$(($# - 1))${WIDTH:+%$WIDTH}" --output="$logs/$name-%a.log"
+    --open-mode=append --requeue --signal=B:USR1@120 ${after:+--dependency="$after"}
     ${gpu:+--gres="$gpu" --cpus-per-task=2} ${SBATCH_FLAGS-}) # they win over SBATCH_* variables
   [[ $launcher == local ]] || echo "# sbatch ${options[*]}"
   [[ ! $dry_run ]] || { printf '%s\n' "${@//$'\t'/$'\n'}"; return; }
-  echo "== $name: $# tasks, logs: $logs/$name-*.log"
+  echo "== $name: $# to do, logs: $logs/$name-*.log"
   printf '%s\n' "$@" >"$list"
   if [[ $launcher == slurm ]]; then # sbatch takes a copy of this script, and the list is nobody else's
-    id=$(sbatch "${options[@]}" "$here/run_all.sh" --task "$list")
+    id=$(sbatch --parsable "${options[@]}" "$here/run_all.sh" --task "$list")
     jobs+=("${id%%;*}") after=afterany:${id%%;*} # other clusters: id;cluster. A task that fails ends alone
     return
   fi
@@ -183,7 +174,8 @@ wave() { # NAME TASK...
 stop() { # STATUS: again and again TERM, as the first may come before a process listens; stages heed the first they see
   trap '' HUP INT TERM
   echo "run_all.sh: stopped; what is finished is kept, the same line goes on" >&2
-  while kill -TERM -- "-$(jobs -p)" 2>/dev/null && kill -0 $! 2>/dev/null; do sleep 0.1; done
+  exec 2>/dev/null
+  while kill -TERM -- "-$(jobs -p)" && kill -0 $!; do sleep 0.1; done
   exit "$1"
 }
 trap 'stop 129' HUP; trap 'stop 130' INT; trap 'stop 143' TERM
@@ -195,14 +187,13 @@ if [[ $launcher == slurm ]]; then
   before=$(squeue -h -o %F -j "$(cat "$runs/logs/jobs" 2>/dev/null)" 2>/dev/null | sort -u | paste -sd:) || true
   [[ ! $before ]] || { after=afterany:$before; echo "== waits for jobs $before, which work in the same folder"; }
   unset SBATCH_GRES # it is an option of the waves that need it
-  trap '[[ ! ${jobs[*]} ]] || scancel "${jobs[@]}"' EXIT # all or none
+  trap '(($? == 0)) || [[ ! ${jobs[*]} ]] || scancel "${jobs[@]}"' EXIT # all or none
 fi
 [[ $dry_run ]] || mkdir -p "$logs"
 wave score "${scores[@]}"
 wave subset "${subsets[@]}"
 wave imp "${tasks[@]}"
 wave plot "${plots[@]}"
-trap - EXIT
 [[ ! $dry_run ]] || exit 0
 if [[ $launcher == slurm ]]; then
   tr -s ': ' , <<<"$before ${jobs[*]}" | sed 's/^,//' >"$runs/logs/jobs"
@@ -210,4 +201,6 @@ if [[ $launcher == slurm ]]; then
   exit
 fi
 sed '/^\$ /d' "$logs/plot-0.log"
-[[ ! -e $logs/failed ]] || { cat "$logs/failed"; echo "run_all.sh: see above what failed; the same line tries it again"; exit 1; } >&2
+[[ -e $logs/failed ]] || exit 0
+{ head -n 60 "$logs/failed"; echo "run_all.sh: what failed is in $logs/failed; the same line tries it again"; } >&2
+exit 1
