@@ -207,21 +207,12 @@ READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "fo
 def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
     """One process fetches, the others wait; without a network, one line that says what to put where."""
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(archive.parent):
+        with lock(archive.parent / ".fetch.lock", wait=True):
             yield
-    except (OSError, RuntimeError) as error:
+    except (InputError, OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"{archive} is missing and cannot be fetched ({why}): put {url} there (md5 {md5}), "
                          "or name the folder that has it with --data-dir") from None  # fmt: skip
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes to a data folder."""
-    with open(folder / ".fetch.lock", "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
@@ -248,7 +239,8 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
             raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
     arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
     tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
-    with contextlib.suppress(OSError, Failure), exclusive(cache.parent):  # a read-only folder goes without
+    # two processes must not write one file at once; a read-only folder goes without
+    with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
         save_tensors(cache, tensors, {"classes": classes, "stamp": stamp})
     return classes, *arrays
 
@@ -325,7 +317,9 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+        # not F.batch_norm: on a GPU in fp32 it takes persistent kernels, reported to stall beside others
+        return torch.native_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
+                                       self.training, 0.1, 1e-5)[0]  # fmt: skip
 
 
 class Block(nn.Module):
@@ -408,8 +402,7 @@ class Member:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; writing into it changes the member."""
-        tensors = {f"weight.{name}": t for name, t in self.weights().items()} | {"loss_sum": self.loss_sum}
-        return tensors | {f"momentum.{name}": t for name, t in self.momentum.items()}
+        return prefixed(weight=self.weights(), momentum=self.momentum) | {"loss_sum": self.loss_sum}
 
     def copy(self) -> dict[str, Tensor]:
         return {name: t.clone() for name, t in self.state().items()}
@@ -452,6 +445,11 @@ class Member:
         return bool(torch.stack([t.isfinite().all() for t in self.weights().values()]).all())
 
 
+def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Several dictionaries as one: {"conv.weight": t} given as mask becomes {"mask.conv.weight": t}."""
+    return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+
 def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
     """The fewest even groups of at most at_once; default 8 on a GPU, 1 on a CPU, which has one to itself."""
     at_once = at_once or (8 if device.type == "cuda" else 1)
@@ -490,7 +488,10 @@ class Group:
         self.rate = torch.zeros((), **place)
         self.examples = torch.zeros(len(members), 4, batch, dtype=torch.int64, **place)
         self.tables = torch.zeros(len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place)
-        self.recordings = [record(self, k) for k in range(len(members))] if self.labels.is_cuda else []
+        self.replays = [None] * len(members)  # of recorded steps; None: plain ones
+        if self.labels.is_cuda and os.environ.get("NO_GRAPH", "0") == "0":
+            for k in range(len(members)):
+                use_recording(self, k)
 
     def load_epoch(self, level: int, epoch: int) -> None:
         """Fill the tables: what every member sees in this epoch."""
@@ -513,41 +514,86 @@ class Group:
 
     def steps(self, active: list[int]) -> None:
         """A step of each of these members; on a GPU all of them at the same time."""
-        if not self.recordings:
-            for k in active:
-                self.step(k)
-            return
-        here = torch.cuda.current_stream()
-        for k in active:
-            replay, stream = self.recordings[k]
-            stream.wait_stream(here)
-            with torch.cuda.stream(stream):
-                replay()
-        for k in active:  # after all have started: joined one by one they would wait for each other
-            here.wait_stream(self.recordings[k][1])
+        started = [(self.replays[k] or partial(self.step, k))() for k in active]
+        for stream in started:  # after all have started: joined one by one they would wait for each other
+            if stream:
+                torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(group: Group, k: int) -> tuple[Callable[[], None], "torch.cuda.Stream"]:
-    """Record the step of member k as a CUDA graph; returns what replays it and the stream to do it on.
+def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
+    """Record the step of member k as a CUDA graph; returns what starts it on a stream of its own.
 
-    The member stays as it is. A replay costs the host one launch instead of a thousand, and works on the
-    very tensors that it was recorded with: whoever changes them copies into them.
+    A replay costs the host one launch instead of a thousand, and works on the very tensors that it was
+    recorded with: whoever changes them copies into them. The member takes a few steps here.
+    """
+    graph, stream, pool = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):  # a failing capture would leave its stream current
+            for _ in range(3):  # cuDNN and cuBLAS set themselves up, stream by stream
+                group.step(k)
+            with torch.cuda.graph(graph, pool, stream):
+                group.step(k)
+    except RuntimeError as error:  # what cut a recording short (memory, a signal) makes its end fail too
+        del graph
+        for mend in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with contextlib.suppress(RuntimeError):  # in torch 2.11 allocation would go on into the pool
+                mend(torch.cuda.current_device(), pool)
+        raise error.__context__ or error from None
+
+    def replay() -> torch.cuda.Stream:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            graph.replay()
+        return stream
+
+    return replay
+
+
+# as CUDA, cuBLAS and the CPU's allocator say it
+OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")
+
+
+def use_recording(group: Group, k: int, record: Callable = record) -> None:
+    """Let member k of a group take recorded steps, if these prove to be its plain ones; else say so.
+
+    From one state, with a batch, a rate and half-zero masks that the recording has not seen, a plain step and
+    two replays must change every tensor alike: the gap at most 5% of what the step moved (0 is expected).
     """
     m = group.members[k]
-    kept, graph, stream = m.copy(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    kept, masks = m.copy(), {name: mask.clone() for name, mask in m.masks.items()}
     m.net.train()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # cuDNN and cuBLAS set themselves up, stream by stream
-        for _ in range(3):
-            group.step(k)
-    torch.cuda.synchronize()
+    group.load_epoch(0, 0)
+    group.examples.copy_(group.tables[:, :, 0])
+    group.rate.fill_(group.recipe["lr"])
     try:
-        with torch.cuda.graph(graph, stream=stream):
-            group.step(k)
-    except RuntimeError as error:  # what cut a recording short (memory, a signal) makes its end fail too
-        raise error.__context__ or error from None
-    m.restore(kept)
-    return graph.replay, stream
+        replay, found = record(group, k), []
+        group.examples[k, 0] = (group.examples[k, 0] + 1) % len(group.labels)
+        group.rate.div_(2)
+        for mask in m.masks.values():
+            mask[::2] = 0
+        m.restore(kept)
+        m.apply_masks()
+        start = m.copy()
+        for group.replays[k] in (None, replay, replay):
+            m.restore(start)
+            group.steps([k])
+            found.append(m.copy())
+        plain, *others = found
+        for name, t in plain.items():
+            moved, gaps = (t - start[name]).abs().max(), [(o[name] - t).abs().max() for o in others]
+            if not all(gap <= 0.05 * moved for gap in gaps):
+                raise RuntimeError(f"replayed, {name} is off by {max(gaps):.1e}, a step moves {moved:.1e}")
+    except RuntimeError as error:
+        group.replays[k] = None
+        if OUT_OF_MEMORY.search(str(error)):
+            raise
+        why = str(error).splitlines()[0]
+        print(f"note: {m.name}: takes plain steps, not recorded ones ({why})", file=sys.stderr)
+    finally:
+        m.restore(kept)
+        for name, mask in masks.items():
+            m.masks[name].copy_(mask)
 
 
 def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
@@ -738,7 +784,7 @@ def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
         raise InputError(f"{path} exists with other settings: {'; '.join(said)} (--force starts over)")
 
 
-def lock(path: Path) -> io.TextIOBase:
+def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     """Hold path until this process ends or the result is closed; makes its folder.
 
     The file stays: unlinking it would race. InputError: another process holds it, or nothing can be written.
@@ -750,7 +796,7 @@ def lock(path: Path) -> io.TextIOBase:
     except OSError as error:
         raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         handle.seek(0)
         raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
@@ -774,15 +820,12 @@ def open_output(out: Path, lock_path: Path, wanted: dict, found: Callable[[], di
     return lock(lock_path)
 
 
-def save_divergence(folder: Path, recipe: dict, settings: dict, level: int | None, step: int) -> None:
-    """diverged.json: the loss of this run was not finite; no verdict may pass over it in silence."""
-    about = {"recipe": recipe, "settings": settings, "level": level, "step": step}
+def save_divergence(folder: Path, **about: object) -> None:
+    """recipe, settings, level and step of a loss that was not finite: no verdict may pass over it."""
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-def is_level_or_state(path: Path) -> bool:
-    """Does imp.py write files of this name?"""
-    return re.fullmatch(r"(level\d{2,}|state)\.safetensors", path.name) is not None
+OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json")  # names of what imp.py writes
 
 
 # ------------------------------------------------------------ command line
@@ -791,12 +834,11 @@ def is_level_or_state(path: Path) -> bool:
 def within(interval: str, kind: type = float) -> Callable[[str], float]:
     """An argparse type: a number of a kind in an interval such as "[0, 1)"; never NaN."""
     low, high = (float(end) for end in interval[1:-1].split(","))
+    closed = [end for bracket, end in (("[", low), ("]", high)) if bracket in interval]
 
     def parse(text: str) -> float:
         value = kind(text)
-        above = value >= low if interval[0] == "[" else value > low
-        below = value <= high if interval[-1] == "]" else value < high
-        if not (above and below):
+        if not (low < value < high or value in closed):
             raise argparse.ArgumentTypeError(f"must be in {interval}, not {text}")
         return value
 
@@ -804,16 +846,9 @@ def within(interval: str, kind: type = float) -> Callable[[str], float]:
     return parse
 
 
-def layers(text: str) -> int:
-    depth = within("[8, 1500)", int)(text)
-    if depth % 6 != 2:
-        raise argparse.ArgumentTypeError(f"must be 6n + 2, not {text}")
-    return depth
-
-
 COUNT, SEED, LABEL_NOISE = within("[1, inf)", int), within("[0, 4294967296)", int), within("[0, 1]")
 HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
-    "depth": (layers, "layers of the ResNet, 6n + 2"),
+    "depth": (within("[8, 1500)", int), "layers of the ResNet, 6n + 2"),
     "width": (within("[1, 4096]", int), "channels of the first stage"),
     "batch_size": (COUNT, "images"),
     "lr": (within("(0, 1e30)"), "learning rate of scoring and of every IMP level"),
@@ -893,6 +928,8 @@ def resolve_recipe(args: argparse.Namespace, device: torch.device) -> dict:
     for name in HYPERPARAMETERS:
         given = getattr(args, name)
         recipe[name] = preset[name] if given is None else given
+    if recipe["depth"] % 6 != 2:
+        raise InputError(f"--depth must be 6n + 2, not {recipe['depth']}")
     if recipe["milestones"] != sorted(set(recipe["milestones"])):
         raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
     recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
@@ -906,14 +943,12 @@ def check_recipe(path: Path, info: dict) -> dict:
         missing = sorted(set(RECIPE) - recipe.keys())
         if missing:
             raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
-        for name, (kind, _) in HYPERPARAMETERS.items():
-            for value in recipe[name] if name == "milestones" else [recipe[name]]:
+        kinds = {name: kind for name, (kind, _) in HYPERPARAMETERS.items()}
+        kinds |= {"seed": SEED, "preset": PRESETS.__getitem__, "dataset": READERS.__getitem__,
+                  "rewind_step": within(f"[0, {recipe['total_steps']}]", int)}  # fmt: skip
+        for key, kind in kinds.items():
+            for value in recipe[key] if key == "milestones" else [recipe[key]]:
                 kind(str(value))
-        SEED(str(recipe["seed"]))
-        if not 0 <= recipe["rewind_step"] <= recipe["total_steps"]:
-            raise ValueError(f"rewind_step {recipe['rewind_step']} of {recipe['total_steps']} steps")
-        if recipe["preset"] not in PRESETS or recipe["dataset"] not in READERS:
-            raise ValueError(f"unknown preset {recipe['preset']} or data set {recipe['dataset']}")
     return recipe
 
 
@@ -951,9 +986,9 @@ def resolve_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:i, not {name}")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
     if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: no such GPU, {torch.cuda.device_count()} found")
         torch.cuda.set_device(device.index or 0)  # streams and graphs are made on the current one
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
@@ -974,13 +1009,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def made_by(device: torch.device) -> dict:
     """What is recorded but never compared."""
     cuda = device.type == "cuda"
-    return {
-        "torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-        "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
-        "host": socket.gethostname(), "python": platform.python_version(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }  # fmt: skip
+    processor = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+            "threads": torch.get_num_threads(), "device": str(device), "processor": processor,
+            "host": socket.gethostname(), "command": command}  # fmt: skip
 
 
 def defer_signals() -> list[int]:
@@ -1018,8 +1051,8 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         message, status = f"error: {error}", 2
     except (Failure, OSError) as error:
         message, status = str(error), 1
-    except RuntimeError as error:  # CUDA, cuBLAS and the CPU's allocator each say it in words of their own
-        if not re.search("out of memory|ALLOC_FAILED|allocate memory", str(error)):
+    except RuntimeError as error:
+        if not OUT_OF_MEMORY.search(str(error)):
             raise
         message, status = "out of memory: lower --at-once or --batch-size", 1
     finally:

@@ -11,12 +11,12 @@ python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out n
 import argparse
 import csv
 import io
+import itertools
 import math
 import sys
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -39,20 +39,17 @@ def importance(net: nn.Module, data: common.Data, draw: np.random.Generator) -> 
     return {name: weight.detach().abs() for name, weight in net.prunable().items()}
 
 
-def pruned_count(remaining: int, fraction: float) -> int:
-    """How many of the remaining weights a level drops; the fraction is the decimal it was written as."""
-    return math.ceil(Fraction(str(fraction)) * remaining)
-
-
 def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
     """Drop the least important fraction of the weights still there, over all masked tensors together.
 
-    Exactly ceil(fraction x remaining) go; ties by position in the order of masks. Returns new uint8 masks.
+    Exactly ceil(fraction x remaining) go, the fraction as the decimal it was written as; ties by position in
+    the order of masks. Returns new uint8 masks.
     """
     alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
     index = alive.nonzero().squeeze(1)
+    count = math.ceil(Fraction(str(fraction)) * len(index))
     order = torch.sort(torch.cat([worth[name].flatten() for name in masks])[index], stable=True).indices
-    alive[index[order[: pruned_count(len(index), fraction)]]] = False  # topk would break ties arbitrarily
+    alive[index[order[:count]]] = False  # topk would break ties arbitrarily
     parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
     return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
 
@@ -115,7 +112,8 @@ def train_group(
             accuracy, loss = common.evaluate(member.net, data)
             if member.failed or not math.isfinite(loss):
                 stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
-                common.save_divergence(run.folder, run.recipe, run.settings, level, member.step)
+                common.save_divergence(run.folder, recipe=run.recipe, settings=run.settings, level=level,
+                                       step=member.step)  # fmt: skip
                 continue
             finish_level(run, member, accuracy, loss, data)
     return stopped
@@ -145,7 +143,8 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
     info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
-    common.save_tensors(level_path(run, run.level), level_tensors(weights, run.masks, pruned), info)
+    tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
+    common.save_tensors(level_path(run, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
     write_results(run)
@@ -157,11 +156,6 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
 
 def level_path(run: Run, level: int) -> Path:
     return run.folder / f"level{level:02d}.safetensors"
-
-
-def level_tensors(weights: dict, masks: dict, pruned: dict) -> dict[str, Tensor]:
-    parts = {"weight": weights, "mask": masks, "next": pruned}
-    return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 
 def write_results(run: Run) -> None:
@@ -230,7 +224,7 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
         if info.get("masks"):
             raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
         given = {name: t for name, t in tensors.items() if name.startswith("next.")}
-        check_tensors(path, given, {f"next.{name}": mask for name, mask in run.masks.items()})
+        check_tensors(path, given, common.prefixed(next=run.masks))
         masks = {name: given[f"next.{name}"] for name in run.masks}
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
     if fraction not in (None, info["prune_fraction"]):
@@ -251,7 +245,7 @@ def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 def resume(run: Run) -> None:
     """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
-    for level in count():
+    for level in itertools.count():
         path = level_path(run, level)
         if not path.exists():
             break
@@ -260,7 +254,7 @@ def resume(run: Run) -> None:
             common.refuse_difference(path, info | info["recipe"], run.recipe | run.settings)
             if not any(name.startswith("next.") for name in tensors):
                 raise InputError(f"{path}: of an earlier version, holds no next masks; --force starts over")
-            check_tensors(path, tensors, level_tensors(run.weights, run.masks, run.masks))
+            check_tensors(path, tensors, common.prefixed(weight=run.weights, mask=run.masks, next=run.masks))
             if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
                 raise InputError(f"{path}: its masks are not those that the level before hands on")
             given = run.borrowed[level] if level < len(run.borrowed) else {}
@@ -311,18 +305,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("rewind", type=Path, nargs="+", help="rewind.safetensors of pretrain.py; several must share a recipe")
-    add("--levels", type=common.within("[0, inf)", int),
-        help=f"prunings; level 0 is dense ({common.defaults('levels')})")  # fmt: skip
-    add("--prune-fraction", type=common.within("(0, 1)"), metavar="SHARE",
-        help=f"of the weights left ({common.defaults('prune_fraction')})")  # fmt: skip
-    add("--order-seed", type=common.SEED,
-        help="train under another batch order (default: the recipe's); needs --out")  # fmt: skip
-    add("--masks", type=Path, nargs="+", metavar="RUN",
-        help="for each starting point a finished run's folder, under whose masks to train")  # fmt: skip
+    whole, share, seconds = common.within("[0, inf)", int), common.within("(0, 1)"), common.within("(0, inf)")
+    add("--levels", type=whole, help=f"prunings; level 0 is dense ({common.defaults('levels')})")
+    add("--prune-fraction", type=share, help=f"of the weights left ({common.defaults('prune_fraction')})")
+    add("--order-seed", type=common.SEED, help="another batch order (default: the recipe's); needs --out")
+    add("--masks", type=Path, nargs="+", metavar="RUN", help="take the masks of finished runs, one a start")
     add("--shuffle-masks", action="store_true", help="permute those masks within every layer")
     add("--out", type=Path, nargs="+", help="a folder for each starting point (default: that of its file)")
-    add("--save-every", type=common.within("(0, inf)"), default=60, metavar="SECONDS",
-        help="between saves within a level (default: 60)")  # fmt: skip
+    add("--save-every", type=seconds, default=60, help="seconds between saves within a level (default: 60)")
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
     args.out = args.out or [path.parent for path in args.rewind]
@@ -337,7 +327,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for path, out in zip(args.rewind, args.out):
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
-        if common.is_level_or_state(path):
+        if common.OF_IMP.fullmatch(path.name):
             raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
         if args.order_seed is not None and out.resolve() == path.resolve().parent:
             raise InputError("--order-seed needs --out, a folder of its own")
@@ -361,16 +351,11 @@ def main(argv: list[str] | None = None) -> None:
         run.settings["test_set_sha256"] = test  # which the accuracies are of
     for run, other in zip(runs, args.masks or ()):
         borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
-    remaining = sum(mask.numel() for mask in runs[0].masks.values())
-    for level in range(1, levels + 1):
-        remaining -= pruned_count(remaining, runs[0].settings["prune_fraction"])
-        if not remaining:
-            raise InputError(f"--levels {levels}: no weight is left at level {level}")
     by_name = sorted(runs, key=lambda run: run.folder)
     held = [common.lock(run.folder / ".lock") for run in by_name]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
-            if args.force and (common.is_level_or_state(path) or path.name == "diverged.json"):
+            if args.force and common.OF_IMP.fullmatch(path.name):
                 path.unlink()
         resume(run)
 

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     if steps > recipe["total_steps"]:
         raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
     common.check_output(args.out, ".safetensors")
-    if common.is_level_or_state(args.out):
+    if common.OF_IMP.fullmatch(args.out.name):
         raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         pass
     accuracy, loss = common.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
-        common.save_divergence(args.out.parent, recipe, {}, None, member.step)
+        common.save_divergence(args.out.parent, recipe=recipe, settings={}, level=None, step=member.step)
         raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
     common.save_tensors(args.out, member.weights(), info)

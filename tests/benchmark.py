@@ -37,6 +37,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import accept  # beside this file
+
 import common
 
 EXAMPLES = 10000
@@ -86,16 +88,6 @@ def plain_loop(images: np.ndarray, labels: np.ndarray, recipe: dict, device: tor
             yield
 
 
-def our_group(
-    images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device, networks: int
-) -> common.Group:
-    arrays = (images, labels, *common.channel_statistics(images))
-    x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
-    data = common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
-    members = [common.Member(str(seed), recipe, data, seed) for seed in range(networks)]
-    return common.Group(members, data, recipe)
-
-
 def our_loop(group: common.Group) -> Iterator[int]:
     """Yields after every step of all networks."""
     return common.train(group, 10**9, peak=group.recipe["lr"])
@@ -118,7 +110,7 @@ def cost(group: common.Group) -> tuple[int, int]:
     """(floating-point operations of convolutions and matrix products, bytes moved) of one eager step."""
     eager = torch.compiler.set_stance("force_eager")
     with eager, FlopCounterMode(display=False) as flops, Traffic() as traffic:
-        group.step(group.members[0])
+        group.step(0)
     return flops.get_total_flops(), traffic.moved
 
 
@@ -196,7 +188,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
     parser.add_argument("--steps", type=int, help="steps a turn (4; on a GPU 200, 50 of the plain loop)")
     parser.add_argument("--out", type=Path, default=Path("benchmark.csv"), help="CSV (benchmark.csv)")
+    parser.add_argument("--accept", action="store_true", help="what works on this GPU, and how fast")
     args = parser.parse_args()
+    if args.accept:
+        sys.exit(accept.main())
     device = common.resolve_device(args.device)
     cuda = device.type == "cuda"
     steps = args.steps or (200 if cuda else 4)
@@ -221,7 +216,7 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats(device)
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
         recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision}
-        group = our_group(images, labels, recipe, device, networks)
+        group = accept.group_on(images, labels, recipe, device, networks)
         flops, moved = cost(group)
         loops = (plain_loop(images, labels, recipe, device), our_loop(group))
         times = [[], []]
@@ -248,7 +243,7 @@ def main() -> None:
         del group, loops
     for networks in (1, 8) if cuda else (1,):  # last: a GPU stays slower once the profiler has been on
         recipe = common.CIFAR10 | {"classes": 10, "precision": precision}
-        group = our_group(images, labels, recipe, device, networks)
+        group = accept.group_on(images, labels, recipe, device, networks)
         print(f"longest in a step of {networks} x ResNet-20, batch 128:")
         for name, spent in longest_kernels(our_loop(group), device):
             print(f"  {1e3 * spent:9.3f} ms   {name[:100]}")

@@ -88,8 +88,7 @@ def test_bad_arguments(call, tmp_path, stage, argv, words):
 
 @pytest.mark.parametrize(("argv", "words"), [
     *((["--prune-fraction", x], ["--prune-fraction"]) for x in (0, 1, "nan")),
-    (["--levels", -1], ["--levels"]), (["--levels", 500, "--prune-fraction", 0.5], ["no weight is left"]),
-    (["--at-once", 0], ["--at-once"]), (["--save-every", 0], ["--save-every"]),
+    *(([flag, x], [flag]) for flag, x in (("--levels", -1), ("--at-once", 0), ("--save-every", 0))),
     (["--order-seed", 3], ["--order-seed", "--out"]), (["."], ["is a folder"]), (["--out", "a", "b"], ["2"]),
 ])  # fmt: skip
 def test_bad_arguments_of_imp(call, folder, argv, words):

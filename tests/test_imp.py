@@ -112,8 +112,9 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
 
 def test_the_fraction_is_the_decimal_it_was_written_as():
     assert math.ceil(0.07 * 100) == 8  # what a float makes of it
-    assert imp.pruned_count(100, 0.07) == 7
-    assert imp.pruned_count(270896, 0.2) == 54180
+    for n, fraction, gone in ((100, 0.07, 7), (270896, 0.2, 54180)):
+        masks = imp.prune({"w": torch.arange(n)}, {"w": torch.ones(n, dtype=torch.uint8)}, fraction)
+        assert n - int(masks["w"].sum()) == gone
 
 
 # ---------------------------------------------------------------- the whole loop

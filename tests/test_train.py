@@ -1,13 +1,14 @@
 """Training: against hand-written loops, alone and in company, from any starting step."""
 
+
+
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, recipe
+from conftest import recipe
 
 import common
 
@@ -193,79 +194,3 @@ def test_evaluation_equals_numpy_and_is_in_eval_mode(digits):
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert accuracy == (logits.argmax(1) == labels).mean()
     assert loss == pytest.approx(-logp[np.arange(500), labels].mean(), rel=1e-5)
-
-
-# ---------------------------------------------------------------- on a GPU
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and -m cuda")
-
-
-def images_like_cifar10(device):
-    draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 256, (1000, 32, 32, 3), np.uint8), draw.integers(0, 10, 1000)
-    x, y, mean, std = (
-        torch.from_numpy(a).to(device) for a in (images, labels, *common.channel_statistics(images))
-    )
-    return common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
-
-
-def test_a_device_without_a_number_is_the_first(monkeypatch):
-    """What can be seen without a GPU: `auto` and `cuda` name one that CUDA accepts."""
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
-    for name in ("auto", "cuda", "cuda:1"):
-        assert common.resolve_device(name).type == "cuda"
-    assert chosen == [0, 0, 1]
-
-
-@pytest.mark.cuda
-@needs_gpu
-def test_a_gpu_follows_the_cpu(digits):
-    gpu_digits = common.load_data("digits", "digits", Path("data"), common.resolve_device("cuda"))
-    ours, theirs = member(digits), member(gpu_digits)
-    run([ours], digits, 10)
-    run([theirs], gpu_digits, 10)
-    for name, t in ours.weights().items():
-        torch.testing.assert_close(theirs.weights()[name].cpu(), t, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.cuda
-@needs_gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_recorded_step_is_the_step_and_company_changes_nothing(precision):
-    """ResNet-20, eight networks from different starts, two levels with one recording: eager, graph, alone."""
-    data = images_like_cifar10(common.resolve_device("cuda"))
-    settings = common.PRESETS["cifar10"] | {"classes": 10, "precision": precision, "total_steps": 20}
-    eager, recorded, alone = (
-        [common.Member(f"m{k}", settings, data, k) for k in range(n)] for n in (8, 8, 1)
-    )
-    before = [m.copy() for m in recorded]
-    groups = [common.Group(members, data, settings) for members in (eager, recorded, alone)]
-    for m, state in zip(recorded, before):
-        assert all(torch.equal(t, state[name]) for name, t in m.state().items())  # recording changed nothing
-    groups[0].recordings = []
-    for level in (0, 1):
-        for group in groups:
-            for m, start in zip(group.members, (3, 0, 7, 0, 20, 0, 1, 2)):
-                m.rewind({name: t.clone() for name, t in m.weights().items()}, m.masks, start)
-            list(common.train(group, 20, peak=0.1, level=level))
-        for a, b in [*zip(eager, recorded), (alone[0], recorded[0])]:
-            assert same(a, b)
-            assert a.loss_sum.item() == b.loss_sum.item()
-
-
-@pytest.mark.cuda
-@needs_gpu
-def test_out_of_gpu_memory_says_what_to_lower(ok, call, tmp_path):
-    rewind = tmp_path / "rewind.safetensors"
-    ok("pretrain", *TINY, "--steps", 0, "--device", "cpu", "--out", rewind)
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1e-4)
-    try:
-        status, _, err = call("imp", rewind, "--device", "cuda")
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert status == 1
-    assert "lower --at-once" in err
