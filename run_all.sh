@@ -2,7 +2,8 @@
 # The whole experiment: score, choose subsets, pre-train, prune iteratively, draw. Needs bash 4.4 and GNU's xargs.
 #
 #   bash run_all.sh                   the digits demonstration: minutes on a laptop, no GPU, no network
-#   bash run_all.sh PRESET [FIGURE]   cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6, fig7 or tstar
+#   bash run_all.sh PRESET [FIGURE]   cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6, fig7 or tstar;
+#     controls: other starts, and shuffles, under the masks of two curves; stability: figure 2 in a second batch order
 #
 # Finished work is skipped, so after an interruption or a failure the same line goes on. From the environment:
 #   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET/FIGURE
@@ -78,7 +79,7 @@ python=$(type -P "${PYTHON:-python}") || fail "no ${PYTHON:-python} here" # its 
 add() { printf %s "$1"; printf ' %q' "$python" "$here/$2" "${@:3}"; echo; } # WAVE STAGE ARGUMENT...
 
 setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve, all its replicates
-  local scheme=$1 size=$2 tag="" label=() own=() seed folder scored file=""
+  local scheme=$1 size=$2 tag="" label=() own=() seed folder scored file="" first=""
   local data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "${DATA_DIR:-data}")
   ((${4:-0} == 0)) || { tag=-noise$4 label=(--label-noise "$(printf 0.%02d "$4")"); }
   folder=$runs/$scheme${size:+-$size}-t$3$tag scored=$runs/el2n$tag.npy
@@ -93,7 +94,21 @@ setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve
     esac
     add start pretrain.py "${data[@]}" ${FLAGS-} "${own[@]}" ${file:+--subset "$file"} "${label[@]}" \
       --steps "$3" --seed "$seed" --out "$folder/seed$seed/rewind.safetensors"
+    [[ $figure != controls ]] || first+="$(add "" pretrain.py "${data[@]}" ${FLAGS-} --steps 0 \
+      --seed $((1000 + seed)) --out "$folder-reinit/seed$seed/rewind.safetensors")"$'\t'
   done
+  case $figure in
+    controls) FIRST=$first under "$folder-reinit" "$folder" "$folder-reinit" # another w_0 for every replicate
+      under "$folder" "$folder" "$folder-shuffled" --shuffle-masks ;;
+    stability) under "$folder" "$folder" "$folder-order1000" --order-seed 1000 ;; # no replicate's own order
+  esac
+}
+under() { # START MASKS OUT [FLAG...]: the starting points in a folder under the masks of the finished runs in another
+  local starts=() masks=() outs=() seed
+  for seed in $seeds; do
+    starts+=("$1/seed$seed/rewind.safetensors") masks+=("$2/seed$seed") outs+=("$3/seed$seed")
+  done
+  add "control${FIRST-}" imp.py "${imp[@]}" "${@:4}" "${starts[@]}" --masks "${masks[@]}" --out "${outs[@]}"
 }
 family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for T steps, subsets for T/2 steps
   local scheme size steps
@@ -103,6 +118,7 @@ family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for 
 }
 plan() { # the figures
   local three="random easy hard" shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") noise r steps
+  local easy=easy half=$((t / 2))
   case $preset-$figure in
     *-fig2) family "$t" "$three" "$size" ;;
     digits-fig5 | cifar*-fig5) family "$t" "$three" "$sizes" ;;
@@ -111,14 +127,19 @@ plan() { # the figures
     c*-fig7) for noise in 10 50; do family "$t" "random easy" "${SIZES:-512 1024 2048 3200}" $noise; done ;;
     c*-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
       for steps in 100 200 400 800 1600; do for r in 0.1 0.2 0.4; do setting all "" $steps 0 $r; done; done ;;
-    *) fail "no figure '$figure' of $preset; there are fig2, fig3, fig5, fig6 (of cinic10), fig7 and tstar" ;;
+    *-stability) family "$t" "$three" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
+    *-controls) setting all "" "$t"; setting $easy "$size" $half; shown=(--figure controls masks)
+      under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t" ;;
+    *) fail "no figure '$figure' of $preset: fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability" ;;
   esac
   [[ $figure != fig[56] ]] || shown+=(4)
-  [[ $preset != digits && $figure != tstar ]] || shown=() # every panel there is
+  [[ $preset-$figure != digits-fig* && $figure != tstar ]] || shown=() # every panel there is
   add plot plot.py "$runs" "${shown[@]}" --out "${FIGURES:-figures/$preset${shown:+/$figure}}"
 }
+[[ $figure != stability ]] || LEVELS=${LEVELS:-0} # dense
+imp=(--data-dir "${DATA_DIR:-data}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
 plan=$(plan | awk '!seen[$0]++') # settings share scores, subsets and baselines
-for name in score subset start plot; do mapfile -t "${name}s" < <(sed -n "s/^$name //p" <<<"$plan"); done
+for name in score subset start control plot; do mapfile -t "${name}s" < <(sed -n "s/^$name //p" <<<"$plan"); done
 
 # ---------------------------------------------------------------- where: GPUs or cores of this machine, or a cluster
 gpus="" gres="" slots=1 each=1 steps=0 tasks=()
@@ -136,7 +157,7 @@ fi
 count=$(((${#starts[@]} + each * slots - 1) / (each * slots) * slots)) # as many for every slot
 [[ $launcher == local ]] || count=${JOBS:-$count}
 each=$(((${#starts[@]} + count - 1) / count)) rewinds=("${starts[@]##* --out }")
-prune=$(add "" imp.py --data-dir "${DATA_DIR:-data}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
+prune=$(add "" imp.py "${imp[@]}")
 for ((i = 0; i < ${#starts[@]}; i += each)); do
   tasks+=("$(printf '%s\t' "${starts[@]:i:each}")${prune# } ${rewinds[*]:i:each}")
 done
@@ -144,7 +165,9 @@ flag() { if [[ $1 =~ .*\ $2[=\ ]([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; els
 trainings=$((1 + $(flag "$prune" --levels $levels))) total=$(flag "${starts[0]}" --total-steps $total)
 for x in "${scores[@]}"; do steps=$((steps + $(flag "$x" --networks $networks) * $(flag "$x" --steps $el2n))); done
 for x in "${starts[@]}"; do t=$(flag "$x" --steps 0) steps=$((steps + t + trainings * (total - t))); done
-echo "# ${#scores[@]} x EL2N, ${#starts[@]} runs of $trainings trainings in ${#tasks[@]} tasks: $steps training steps" \
+again=$((${#controls[@]} * $(wc -w <<<"$seeds"))) steps=$((steps + again * trainings * total)) # at most
+echo "# ${#scores[@]} x EL2N, $((${#starts[@]} + again)) runs of $trainings trainings in" \
+  "$((${#tasks[@]} + ${#controls[@]})) tasks: $steps training steps" \
   "${STEP_MS:+= $(awk "BEGIN { printf \"%.2f\", $steps * $STEP_MS / 3.6e6 }") hours at $STEP_MS ms}"
 
 # ---------------------------------------------------------------- waves: each waits for the one before
@@ -153,7 +176,7 @@ wave() { # NAME TASK...
   local name=$1 list=$logs/$1.list gpu="" options id
   shift
   (($#)) || return 0
-  [[ $name != @(score|imp) ]] || gpu=$gres
+  [[ $name-$figure != @(score|imp|control|plot-stability)* ]] || gpu=$gres
   options=(--job-name="$name-$preset-$figure" --array="0-$(($# - 1))${WIDTH:+%$WIDTH}" --output="$logs/$name-%a.log"
     --open-mode=append --requeue --signal=B:USR1@120 ${after:+--dependency="$after"}
     ${gpu:+--gres="$gpu" --cpus-per-task=2} ${SBATCH_FLAGS-}) # they win over SBATCH_* variables
@@ -193,6 +216,7 @@ fi
 wave score "${scores[@]}"
 wave subset "${subsets[@]}"
 wave imp "${tasks[@]}"
+wave control "${controls[@]}"
 wave plot "${plots[@]}"
 [[ ! $dry_run ]] || exit 0
 if [[ $launcher == slurm ]]; then
