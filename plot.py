@@ -14,10 +14,13 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +34,11 @@ from common import InputError
 SIZE_OF_FIGURE_2 = {"cifar10": 3200, "cifar100": 2048, "cinic10": 51200, "digits": 256}
 SIZE_OF_FIGURE_3 = {"cifar10": 2048}
 LEVELS_OF_FIGURE_4 = (8, 10, 12)
-# What pre-training alone depends on: in these the curves of one picture differ.
-PRETRAINING = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr", "noise_seed",
-               "class_balanced", "subset_sha256")  # fmt: skip
-INIT = {"scheme": "init", "subset_size": None, "rewind_step": 0, "label_noise": 0.0, "pretrain_lr": 0.0}
-# What a level file says beside the settings that its results depend on
-RECORDED = ("recipe", "row", "made_by", "rewind_sha256", "sha256")
+KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")  # of a curve, beside its name
+NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
+HASHES = ("subset_sha256", "fingerprint", "test_set_sha256")
+RECORDED = (*common.RECORDED, "rewind_sha256")  # what a level file says beside what decides its results
+NOT_IN_PRESETS = (*KEY[:4], *HASHES, "preset", "classes", "precision", "order_seed")
 # The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey print too.
 STYLES = {
     "t*": dict(color="#0072b2", linestyle=(0, (8, 2))),
@@ -44,12 +46,12 @@ STYLES = {
     "init": dict(color="#d9b800", linestyle=(0, (1.5, 1.5))),
     "random": dict(color="#009e73", marker="o", markersize=5),
     "easy": dict(color="#b2182b", marker="^", markersize=6),
-    "easy, class-balanced": dict(color="#5e3c99", marker="D", markersize=4.5),
+    "easy, balanced": dict(color="#5e3c99", marker="D", markersize=4.5),
     "hard": dict(color="#f07fc0", marker="x", markersize=6, markeredgewidth=1.6),
     "custom": dict(color="black", marker="s", markersize=4),
 }
-OTHER_STEPS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # all data in the search for t*
-OTHER_LINES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))  # of further curves of one role
+OTHER_COLORS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # other steps, other schemes
+OTHER_LINES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))  # of further curves of one look
 # (least and most label noise, A, B, what the paper says of A against B): its section 3, about figures 2 and 3
 STATEMENTS = (
     (0, 0, "t*/2", "t*", "worse"), (0, 0, "init", "t*/2", "worse"), (0, 0, "random", "t*/2", "no worse"),
@@ -69,22 +71,31 @@ class Curve:
 
     settings: dict  # what its replicates share, of the recipe and of imp.py
     remaining: np.ndarray  # [levels] fraction of weights
-    accuracy: dict  # {seed: [levels that this replicate has reached]}
+    accuracy: dict = field(default_factory=dict)  # {seed: [levels that this replicate has reached]}
+    diverged: dict = field(default_factory=dict)  # {seed: where its loss was not finite}
+    subsets: set = field(default_factory=set)  # sha256 of its replicates' subsets
     published: bool = False
-    variant: str = ""  # in the name, tells apart curves that are the same so far
+    variant: str = ""  # in the name: what tells it apart from curves of the same key
     twin: "Curve | None" = None  # the published curve of the same setting
 
     def __post_init__(self) -> None:
         # init, all, random, easy, hard or custom; examples or None; steps; share of random labels; their rate
-        self.key = tuple(self.settings[key] for key in PRETRAINING[:5])
+        self.key = tuple(self.settings[key] for key in KEY)
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
+        self.departs = departures(self.settings)
+        self.pruned = {key: v for key, v in self.settings.items() if key not in common.PRETRAINING}
+
+    @property
+    def name(self) -> str:
         who = "all data" if self.size is None else f"{self.scheme} {self.size}"
-        who = "no pre-training" if self.scheme == "init" else f"{who}, {self.step} steps"
-        self.name = who + self.variant
-        levels = [self.at(level) for level in range(len(self.remaining))]
-        self.n = np.array([len(values) for values in levels])  # [levels], like the next two
-        self.mean = np.array([values.mean() for values in levels])
-        self.std = np.array([deviation(values) for values in levels])
+        return ("no pre-training" if self.scheme == "init" else f"{who}, {self.step} steps") + self.variant
+
+    n = cached_property(lambda self: self.by_level(len))
+    mean = cached_property(lambda self: self.by_level(np.mean))
+    std = cached_property(lambda self: self.by_level(deviation))
+
+    def by_level(self, number: Callable) -> np.ndarray:
+        return np.array([number(self.at(level)) for level in range(len(self.remaining))])
 
     def at(self, level: int) -> np.ndarray:
         """Accuracies of the replicates that have reached a level."""
@@ -94,6 +105,38 @@ class Curve:
         """{seed: mean accuracy over levels first to last} of the replicates that have them all."""
         reached = {seed: values for seed, values in self.accuracy.items() if first <= last < len(values)}
         return {seed: values[first : last + 1].mean() for seed, values in reached.items()}
+
+
+def departures(settings: dict) -> dict:
+    """The settings that a run has otherwise than its preset, or beside it."""
+    scheme, usual = settings["scheme"], common.PRESETS.get(settings["preset"], {})
+    usual = usual | {"class_balanced": scheme == "random", "noise_seed": 0, "criterion": "magnitude",
+                     "score": "el2n" if scheme in ("easy", "hard") else None}  # fmt: skip
+    usual |= NO_PRETRAINING if scheme == "init" else {}
+    asked = {key: value for key, value in settings.items() if key not in NOT_IN_PRESETS and value is not None}
+    return {key: value for key, value in asked.items() if value != usual.get(key)}
+
+
+def name_curves(curves: list[Curve]) -> dict:
+    """Name the curves of a picture; returns the departures from their preset that no name says.
+
+    A name has scheme, size, steps, and departures that not all share. Curves still called the same say in
+    what they differ, and if in nothing but what was drawn, four digits of its hash.
+    """
+    differ = {key for a in curves for b in curves for key in {*a.settings} - {*KEY}
+              if a.settings[key] != b.settings.get(key)}  # fmt: skip
+    for c in curves:
+        c.variant = "".join(say(key, value) for key, value in c.departs.items() if key in differ)
+    for c, same in [(c, [o for o in curves if (o.key, o.name) == (c.key, c.name)]) for c in curves]:
+        keys = [k for k in sorted(differ) if any(o.settings.get(k) != c.settings.get(k) for o in same)]
+        keys = [k for k in keys if k not in HASHES] or keys
+        c.variant += "".join(say(key, c.settings[key]) for key in keys if c.settings.get(key) is not None)
+    return {key: value for c in curves for key, value in c.departs.items() if key not in differ}
+
+
+def say(key: str, value: object) -> str:
+    text = f"#{value[:4]}" if key in HASHES else f"{key}={value}"
+    return ", " + (key.removeprefix("class_") if value is True else text)
 
 
 def deviation(values: np.ndarray) -> float:
@@ -120,14 +163,23 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     for file in sorted(path.parent.glob("level*.safetensors")):
         info = common.load_info(file)
         with common.reading(file):
-            row, own = info["row"], {key: value for key, value in info.items() if key not in RECORDED}
-            if row["level"] < len(rows) and any(rows[row["level"]][key] != row[key] for key in row):
-                raise InputError(f"{path}: its level {row['level']} is not that of {file.name}")
-            settings = {"order_seed": None} | info["recipe"] | own
+            row, level = info["row"], int(file.stem.removeprefix("level"))
+            if row["level"] != level or not 0 <= row["test_accuracy"] <= 1:
+                raise InputError(f"{file}: holds level {row['level']}, accuracy {row['test_accuracy']}")
+            if level < len(rows) and any(rows[level][key] != row[key] for key in row):
+                raise InputError(f"{path}: its level {level} is not that of {file.name}")
+            settings = settings_of(info)
             shared_by_replicates(settings)  # a recipe that lacks something is this file's fault
     if not settings:
         raise InputError(f"{path}: no level file beside it says what was trained")
     return settings, remaining, 100 * accuracy
+
+
+def settings_of(info: dict) -> dict:
+    """Recipe and settings of imp.py, of a level file or a diverged.json."""
+    own = {key: value for key, value in info.items() if key not in RECORDED}
+    old = {"order_seed": None, "criterion": "magnitude", "score": None}  # what older files do not say
+    return old | info["recipe"] | own
 
 
 def shared_by_replicates(settings: dict) -> dict:
@@ -135,53 +187,58 @@ def shared_by_replicates(settings: dict) -> dict:
     shared = {key: value for key, value in settings.items() if key != "seed"}
     kinds = {"scheme": str, "rewind_step": int, "label_noise": float, "pretrain_lr": float}
     shared |= {key: kind(shared[key]) for key, kind in kinds.items()}
-    if type(settings["seed"]) is not int or (shared["subset_size"] is None) != (shared["scheme"] == "all"):
-        raise ValueError(f"seed {settings['seed']}, {shared['scheme']} of {shared['subset_size']} examples")
+    scheme, size = shared["scheme"], shared["subset_size"]
+    if type(settings["seed"]) is not int or (size is None) != (scheme == "all"):
+        raise ValueError(f"seed {settings['seed']}, {scheme} of {size} examples")
     if shared["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
-        return shared | dict.fromkeys(PRETRAINING) | INIT
-    return shared | ({"subset_sha256": None} if shared["scheme"] == "random" else {})
+        return shared | dict.fromkeys(common.PRETRAINING) | NO_PRETRAINING
+    if shared["class_balanced"] is None:
+        shared["class_balanced"] = scheme == "random"
+    if scheme not in ("easy", "hard", "custom") and shared["score"] is None:
+        shared["subset_sha256"] = None  # nothing but chance chose it, for each seed anew
+    return shared
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
-    """{name: curves} under root by experiment: what IMP trained alike."""
+    """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    found = {}  # by setting: what its replicates share, and (remaining, accuracy, subset) of each seed
+    found = {}
     for path in sorted(root.rglob("results.csv")):
         settings, remaining, accuracy = read_run(path)
         shared, seed = shared_by_replicates(settings), settings["seed"]
-        _, runs = found.setdefault(json.dumps(shared, sort_keys=True), (shared, {}))
+        c = found.setdefault(json.dumps(shared, sort_keys=True), Curve(shared, remaining))
         if settings["order_seed"] is not None:
             print(f"note: {path.parent} has a batch order of its own and is left out")
-        elif seed in runs:
+        elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
         elif not len(accuracy):
             print(f"note: {path.parent} has not finished a level yet")
         else:
-            runs[seed] = remaining, accuracy, settings["subset_sha256"]
-    experiments = {}
-    for shared, runs in (setting for setting in found.values() if setting[1]):
-        rest = {key: value for key, value in shared.items() if key not in PRETRAINING}
-        names = shared["preset"], shared["dataset"], json.dumps(rest, sort_keys=True)
-        curves, balanced = experiments.setdefault(names, []), shared["class_balanced"]
-        usual = balanced in (None, shared["scheme"] == "random")
-        variant = "" if usual else ", class-balanced" if balanced else ", not class-balanced"
-        remaining = max((run[0] for run in runs.values()), key=len)
-        c = Curve(shared, remaining, {seed: run[1] for seed, run in runs.items()}, variant=variant)
-        same = sum(o.key == c.key and o.variant.split(" (")[0] == variant for o in curves)
-        curves.append(replace(c, variant=f"{variant} ({same + 1})") if same else c)
-        subsets = {subset for *_, subset in runs.values()}
-        if c.scheme == "random" and len(subsets) < len(runs):
-            print(f"note: {c.name}: {len(runs)} seeds share {len(subsets)} subset(s)")
-    if not experiments:
+            c.accuracy[seed], c.remaining = accuracy, max(c.remaining, remaining, key=len)
+            c.subsets.add(settings["subset_sha256"])
+    for path in sorted(root.rglob("diverged.json")):
+        with common.reading(path):
+            told = json.loads(path.read_text())
+            settings = settings_of(told["settings"] | {"recipe": told["recipe"]})
+            shared = shared_by_replicates(settings)
+            where = "pre-training" if told["level"] is None else f"level {told['level']}"
+            where = f"diverged in {where}, step {told['step']}"
+        print(f"note: {path.parent} {where}")
+        for c in found.values():  # of pre-training that diverged, the settings of imp.py are not known
+            if shared.items() <= c.settings.items():
+                c.diverged[settings["seed"]] = where
+    pictures = {}
+    for c in (c for c in found.values() if c.accuracy):
+        preset, dataset, test_set = (f"{c.settings.get(k)}" for k in ("preset", "dataset", "test_set_sha256"))
+        pictures.setdefault((preset if dataset == preset else f"{preset}-{dataset}", test_set), []).append(c)
+        if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
+            print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
+    if not pictures:
         raise InputError(f"{root}: no results.csv with results to draw below this folder")
-    named = {}
-    for (preset, dataset, _), curves in sorted(experiments.items()):
-        name = re.sub(r"[^\w-]", "_", preset if dataset == preset else f"{preset}-{dataset}")
-        while name in named:  # the same preset with other hyperparameters
-            name += "+"
-        named[name] = curves
-    return named
+    names = [name for name, _ in pictures]
+    return {re.sub(r"[^\w-]", "_", name + (f"-{test_set[:4]}" if names.count(name) > 1 else "")): curves
+            for (name, test_set), curves in sorted(pictures.items())}  # fmt: skip
 
 
 def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
@@ -199,11 +256,8 @@ def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
             preset, n = common.PRESETS[c["dataset"]], c["replicates"]
             stop = 1 + max(preset["levels"], last)
             remaining, mean, std = (np.array(c[key][:stop]) for key in ("weights_remaining", "mean", "std"))
-            possible = (remaining > 0) & (remaining <= 1) & (mean >= 0) & (mean <= 1) & (std >= 0)
-            if n < 2 or not possible.all():
-                raise ValueError("fewer than 2 replicates, or a fraction outside [0, 1]")
             settings = {"preset": c["dataset"], "pretrain_lr": preset["pretrain_lr"]}
-            settings |= {key: c[key] for key in PRETRAINING[:4]} if c["rewind_step"] else INIT
+            settings |= {key: c[key] for key in KEY[:4]} if c["rewind_step"] else NO_PRETRAINING
             z = np.arange(n) - (n - 1) / 2
             replicates = enumerate(100 * (mean + std * (z / z.std())[:, None]))
             accuracy = {(*map(str, settings.values()), k): values for k, values in replicates}
@@ -231,13 +285,17 @@ class Panel:
     def __post_init__(self) -> None:
         self.sizes = sorted({c.size for c in self.curves} - {None})
         self.remaining = max((c.remaining for c in self.curves), key=len)
-        # all data for t* steps, which a matching initialisation weakly dominates (section 3)
-        self.reference = next((c for c in self.curves if self.role(c) == "t*"), None)
+        self.whole = [c for c in self.curves if self.role(c) == "t*"]  # all data for t* steps
 
     def role(self, c: Curve) -> str:
-        """t*, t*/2, init, other (steps on all data), or the scheme of a subset."""
-        whole = {self.t_star: "t*", self.t_star / 2: "t*/2", 0: "init"}
-        return whole.get(c.step, "other") if c.size is None else c.scheme
+        """t*, t*/2, init, other (steps on all data), or the scheme of a subset, balanced if easy."""
+        if c.size is not None:
+            return "easy, balanced" if c.scheme == "easy" and c.settings.get("class_balanced") else c.scheme
+        return {self.t_star: "t*", self.t_star / 2: "t*/2", 0: "init"}.get(c.step, "other")
+
+    def reference(self, c: Curve) -> Curve | None:
+        """All data for t* steps, else trained alike: a matching c weakly dominates it (section 3)."""
+        return next((o for o in self.whole if o is not c and o.pruned == c.pruned), None)
 
     def only(self, size: int | None) -> "Panel":
         return replace(self, curves=[c for c in self.curves if c.size in (None, size)])
@@ -257,7 +315,7 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
         # subsets are seen for t*/2 steps, whatever t* a user has chosen; without any, take the longest
         top = 2 * step if step else t_star if t_star in steps else max(steps)
         whole = [c for c in near if c.size is None and (not step or c.step in (0, step, top))]
-        whole.sort(key=lambda c: (c.step != top, -c.step))  # the reference first
+        whole.sort(key=lambda c: (c.step != top, -c.step, c.name))  # the reference first
         title = [f"{step} steps"] if step else []
         title += [f"pre-training rate {rate}"] if len(rates) > 1 or not step else []
         title += [f"{noise:.0%} random labels"] if noise else []
@@ -302,26 +360,29 @@ class Comparison:
     difference: float
     low: float
     high: float
+    without: str = ""  # which replicates, and why
     each: "list[Comparison]" = ()  # level by level
+    sparse: "Comparison | None" = None  # over the sparsest third of them
 
 
 def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comparison:
     """A against B over levels first to last (default: all that both have reached): Student's 95% interval.
 
-    Paired by seed where two seeds or more are common, else Welch's. Replicates that lack levels are left out.
+    Paired by seed if three or more seeds are common, or all of the smaller arm's; else Welch's over all.
+    Replicates that lack levels are left out.
     """
     deepest = min(len(a.remaining), len(b.remaining)) - 1
     last = deepest if last is None else min(last, deepest)
     of_a, of_b = a.over(first, last), b.over(first, last)
     paired = [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
-    if len(paired) > 1:
+    if paired and len(paired) >= min(3, len(of_a), len(of_b)):
         samples, replicates = [np.array(paired)], f"{len(paired)} paired"
     else:
         samples = [np.array([*of_a.values()]), -np.array([*of_b.values()])]
         replicates = f"{len(of_a)} and {len(of_b)}"
-    for who, c, of in (("A", a, of_a), ("B", b, of_b)):
-        lacking = [f"{seed}" for seed in c.accuracy if seed not in of]
-        replicates += f", {who} without unfinished seed {' '.join(lacking)}" if lacking else ""
+    lacking = [f"{who}'s seed {seed}: {c.diverged.get(seed, 'unfinished')}"
+               for who, c, of in (("A", a, of_a), ("B", b, of_b))
+               for seed in sorted({*c.accuracy, *c.diverged} - {*of})]  # fmt: skip
     n, difference, half = np.array([len(sample) for sample in samples]), np.nan, np.nan
     if n.min() > 0:
         difference = sum(sample.mean() for sample in samples)
@@ -330,7 +391,8 @@ def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comp
         parts = (squares**2 / (n - 1)).sum()
         freedom = squares.sum() ** 2 / parts if parts else np.inf  # Welch's; n - 1 of one sample
         half = stdtrit(freedom, 0.975) * np.sqrt(squares.sum())
-    return Comparison(a, b, first, last, replicates, difference, difference - half, difference + half)
+    low, high = difference - half, difference + half
+    return Comparison(a, b, first, last, replicates, difference, low, high, "; ".join(lacking))
 
 
 def verdict(d: Comparison, margin: float) -> str:
@@ -342,15 +404,31 @@ def verdict(d: Comparison, margin: float) -> str:
     return "worse" if d.high < 0 else "undecided"
 
 
+def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
+    """(verdict over all levels and where it does not hold, does A weakly dominate B?, None: undecided).
+
+    That takes the margin over all levels and over the sparsest third: a mean can hide a collapse at the end.
+    A claim that needs both needs no correction.
+    """
+    found, sparse = verdict(d, margin), verdict(d.sparse, margin)
+    dominates = True if min(d.low, d.sparse.low) > -margin else False if "worse" in (found, sparse) else None
+    but = [f"{sparse} at levels {span(d.sparse)}"] if d.sparse.low <= -margin and sparse != found else []
+    weights = " ".join(f"{d.a.remaining[e.first]:.1%}" for e in d.each if e.high < -margin)
+    but += [f"worse at {weights}"] if weights else []
+    return ", but ".join([found, *but] if found != "worse" else [found]), dominates
+
+
 def the_paper_says(panel: Panel, d: Comparison, margin: float) -> str:
     """What the paper says of A against B, if anything, and whether the comparison supports it."""
-    plain = all(not c.variant and c.size in (None, panel.claimed) for c in (d.a, d.b))
+    plain = all(not c.departs and c.size in (None, panel.claimed) for c in (d.a, d.b))
     for least, most, role_a, role_b, said in STATEMENTS if panel.claimed and plain else ():
         if least <= panel.noise <= most and (role_a, role_b) == (panel.role(d.a), panel.role(d.b)):
-            true = {"better": d.low > 0, "no worse": d.low > -margin,
-                    "worse": d.high < 0, "no better": d.high < margin}  # fmt: skip
-            opposite = true["worse" if said in ("better", "no worse") else "better"]
-            return f"{said}: {'supported' if true[said] else 'contradicted' if opposite else 'undecided'}"
+            _, dominates = full_verdict(d, margin)
+            true, false = {"better": (dominates and d.low > 0, d.high < 0),
+                           "no worse": (dominates, dominates is False),
+                           "worse": (d.high < 0, d.low > 0),
+                           "no better": (d.high < margin, d.low > 0)}[said]  # fmt: skip
+            return f"{said}: {'supported' if true else 'contradicted' if false else 'undecided'}"
     return ""
 
 
@@ -363,25 +441,25 @@ def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison
              if (None in (a.size, b.size) or a.size == b.size)
              # the paper draws its CIFAR-10 runs on all data for 200 steps as 25600 random examples too
              and not (a.published and np.array_equal(a.mean, b.mean))]  # fmt: skip
-    pairs.sort(key=lambda pair: pair[1] is not panel.reference)
+    pairs.sort(key=lambda pair: pair[1] is not panel.reference(pair[0]))
     pairs += [(c, c.twin) for c in panel.curves if c.twin]
     compared = [d for d in (compare(a, b, first, last) for a, b in pairs) if not np.isnan(d.difference)]
     for d in compared:
         d.each = [compare(d.a, d.b, n, n) for n in range(d.first, d.last + 1)]
+        d.sparse = compare(d.a, d.b, d.last + 1 - math.ceil(len(d.each) / 3), d.last)
     return compared
 
 
 # ------------------------------------------------------------ drawing
 
 
-def pyplot():
-    import matplotlib  # takes a second
+def new_page(rows: int, columns: int, width: float, height: float) -> tuple:
+    """(page, axes [rows, columns]); sizes in inches. Without pyplot, which would look for a screen."""
+    import matplotlib.figure  # takes a second
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["text.parse_math"] = False  # a $ in a path or a class name is a $
-    return plt
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a path or a class name is a $
+    page = matplotlib.figure.Figure(figsize=(width, height))
+    return page, page.subplots(rows, columns, squeeze=False)
 
 
 def save(page, path: Path) -> list[Path]:
@@ -391,7 +469,6 @@ def save(page, path: Path) -> list[Path]:
         content = io.BytesIO()
         page.savefig(content, format=target.suffix[1:], dpi=150, bbox_inches="tight")
         common.atomic_write(target, content.getvalue())
-    pyplot().close(page)
     return paths
 
 
@@ -406,7 +483,7 @@ def draw_figure(figure: str | None, name: str, panels: list[Panel], out: Path) -
         rows = [[cell for row in rows for cell in row]]
     rows = [row[i : i + 4] for row in rows for i in range(0, len(row), 4)]
     columns = max(map(len, rows))
-    page, axes = pyplot().subplots(len(rows), columns, figsize=(4.6 * columns, 5), squeeze=False)
+    page, axes = new_page(len(rows), columns, 4.6 * columns, 5)
     for line, row in zip(axes, rows):
         for ax in line[len(row) :]:
             ax.remove()
@@ -429,6 +506,7 @@ def finish(axes: list) -> None:
     for ax in axes:
         ax.set(ylabel="test accuracy (%)", ylim=(shown.min() - room, shown.max() + room))
         ax.minorticks_off()
+        ax.title.set_fontsize(10)
         ax.grid(alpha=0.25, linewidth=0.5)
         ax.fill_between([], [], color="grey", alpha=0.3, linewidth=0, label="band: one sample std. deviation")
         if any(line.get_label().startswith("_published") for line in ax.get_lines()):
@@ -441,17 +519,12 @@ def finish(axes: list) -> None:
 def style(c: Curve, panel: Panel) -> dict:
     """The look of a role, with another line for further curves of it; a lone point has a marker."""
     role = panel.role(c)
-    other = dict(color=OTHER_STEPS[panel.curves.index(c) % 4], linestyle=":")
-    look = STYLES.get(role + c.variant) or STYLES.get(role, other if role == "other" else STYLES["custom"])
-    same = [o for o in panel.curves if o.key == c.key and role + o.variant not in STYLES]
-    if c in same:
-        look = look | dict(linestyle=OTHER_LINES[same.index(c) % 4])
-    return look if len(c.mean) > 1 else dict(marker="s", markersize=4) | look
-
-
-def replicates(n: np.ndarray) -> str:
-    """n=3, or n=2/3 where not all levels or sizes have as many."""
-    return "n=" + "/".join(f"{some:.0f}" for some in np.unique(n))
+    new = [o.key for o in panel.curves if panel.role(o) not in STYLES]
+    look = dict(STYLES.get(role) or {"color": OTHER_COLORS[new.index(c.key) % 4], "linestyle": ":"})
+    same = [o for o in panel.curves if (panel.role(o), o.size, o.step) == (role, c.size, c.step)]
+    if c is not same[0]:
+        look["linestyle"] = OTHER_LINES[(same.index(c) - 1) % 4]
+    return look if len(c.mean) > 1 else {"marker": "s", "markersize": 4} | look
 
 
 def draw_line(ax, x, mean, std, label: str, look: dict, theirs: tuple) -> None:
@@ -464,59 +537,46 @@ def draw_line(ax, x, mean, std, label: str, look: dict, theirs: tuple) -> None:
 
 def draw_levels(ax, panel: Panel) -> None:
     """Accuracy against weights remaining: mean and standard deviation."""
-    if panel.reference:
-        dense = panel.reference.mean[0]
-        ax.axhline(dense, color="grey", linestyle=(0, (1, 3)), linewidth=1, label="dense", zorder=1)
+    for top in panel.whole[:1]:
+        look = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1, zorder=1)
+        ax.axhline(top.mean[0], label="dense", **look)
     for c in panel.curves:
-        look, label = style(c, panel), f"{c.name} ({replicates(c.n)})"
         theirs = (100 * c.twin.remaining, c.twin.mean) if c.twin else ()
-        draw_line(ax, 100 * c.remaining, c.mean, c.std, label, look, theirs)
+        draw_line(ax, 100 * c.remaining, c.mean, c.std, f"{c.name} (n={c.n.max()})", style(c, panel), theirs)
     what = f"{panel.sizes[0]} examples" if panel.sizes else "all data"
-    ax.set_title(f"{what}, {panel.title}", fontsize=10)
-    weights_axis(ax, panel.remaining)
+    ticks = 100 * panel.remaining[:: 3 if len(panel.remaining) > 6 else 1]
+    ax.set(xscale="log", title=f"{what}, {panel.title}", xlabel="weights remaining (%)")
+    ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    ax.set_xlim(100 * panel.remaining[0] * 1.06, 100 * panel.remaining[-1] / 1.06)
 
 
 def draw_sizes(ax, panel: Panel, level: int) -> None:
     """Accuracy against subset size at one level; all data as horizontal lines (figure 4)."""
     curves = [c for c in panel.curves if level < len(c.mean)]
     trained = [c.mean[level] for c in curves if c.scheme != "init"] or [np.nan]
-    ends = [panel.sizes[0] / 1.1, panel.sizes[-1] * 1.1]
-    groups = {}
+    ends, groups = [panel.sizes[0] / 1.1, panel.sizes[-1] * 1.1], {}
     for c in curves:  # a subset's sizes are a line, all data are one from end to end
         groups.setdefault((c.scheme, c.variant) if c.size else c, []).extend([c] if c.size else [c, c])
     for group in groups.values():
         c, look, x = group[0], style(group[0], panel), [c.size for c in group] if group[0].size else ends
         mean, std, n = np.array([(c.mean[level], c.std[level], c.n[level]) for c in group]).T
         name = f"{c.scheme}, {c.step} steps{c.variant}" if c.size else c.name
-        name += f" ({replicates(n)})"
+        name += f" (n={n.max():.0f})"
         if c.scheme == "init" and mean[0] < 2 * min(trained) - max(trained):  # it would press these together
             ax.plot([], [], label=f"{name}: {mean[0]:.1f}%", **look)
             continue
         theirs = [(at, o.twin.mean[level]) for at, o in zip(x, group) if o.twin and level < len(o.twin.mean)]
         draw_line(ax, x, mean, std, name, look, tuple(zip(*theirs)))
-    ax.set_xscale("log")
-    ax.set_xlim(*ends)
+    ax.set(xscale="log", xlim=ends, xlabel="examples in the subset")
     ax.set_xticks(panel.sizes, map(str, panel.sizes), fontsize=7)
-    ax.set_xlabel("examples in the subset")
-    ax.set_title(f"level {level}, {panel.remaining[level]:.1%} of weights, {panel.title}", fontsize=10)
-
-
-def weights_axis(ax, remaining: np.ndarray) -> None:
-    ticks = 100 * remaining[:: 3 if len(remaining) > 6 else 1]
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set_xlim(100 * remaining[0] * 1.06, 100 * remaining[-1] / 1.06)
-    ax.set_xlabel("weights remaining (%)")
+    ax.set_title(f"level {level}, {panel.remaining[level]:.1%} of weights, {panel.title}")
 
 
 # ------------------------------------------------------------ tables
 
-
-SUMMARY = ("experiment", "source", "scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr",
-           "variant", "level", "weights_remaining", "replicates", "mean", "std")  # fmt: skip
+SUMMARY = ("experiment", "source", "curve", *KEY, "level", "weights_remaining", "replicates", "mean", "std")
 VERDICTS = ("experiment", "label_noise", "pretrain_lr", "a", "b", "first_level", "last_level", "replicates",
-            "difference", "low", "high", "verdict", "margin_needed")  # fmt: skip
+            "without", "difference", "low", "high", "margin_needed", "verdict", "dominates")  # fmt: skip
 
 
 def write_csv(path: Path, rows: list[list]) -> Path:
@@ -552,57 +612,57 @@ def accuracy_table(head: str, panel: Panel, every: int) -> str:
 
 
 def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: float, short: bool) -> str:
-    """Every comparison; short: those that say what is matching, and what the paper or its runs say."""
+    """Every comparison; short: what is matching, one setting's effect, what the paper or its runs say."""
     rows = [["A", "B", "A - B", "95% interval", "n", "levels", "A is", "margin needed", "worst level",
-             "the paper says"]]  # fmt: skip
+             "the paper says", "without"]]  # fmt: skip
     for d in compared:
-        who, found, said = d.a.name, verdict(d, margin), the_paper_says(panel, d, margin)
-        if short and d.b not in (panel.reference, d.a.twin) and not said:
+        who, said, matching = d.a.name, the_paper_says(panel, d, margin), d.b is panel.reference(d.a)
+        found, dominates = full_verdict(d, margin)
+        if short and not (matching or said or d.b is d.a.twin or d.a.key == d.b.key):
             continue
-        if d.b is panel.reference:
-            same = [o for o in compared if o.b is d.b and o.a.scheme == d.a.scheme]
-            sizes = {o.a.size for o in same}
-            if len(sizes) > 1 and d.difference == max(o.difference for o in same):
-                who += f" (best of {len(sizes)} sizes on these results)"
-            found += {"undecided": "", "worse": ": not matching"}.get(found, ": matching")
-        interval = "none" if np.isnan(d.low) else f"{d.low:+.2f} to {d.high:+.2f}"
-        levels = f"{d.first}-{d.last}" if d.last > d.first else f"{d.last}"
+        if matching:
+            same = [o for o in compared if o.b is d.b and panel.role(o.a) == panel.role(d.a)]
+            if len({o.a.size for o in same}) > 1 and d.difference == max(o.difference for o in same):
+                who += f" (best of {len(same)} sizes on these results)"
+            found += {True: ": matching", False: ": not matching", None: ""}[dominates]
         worst = min(d.each, key=lambda e: e.difference)
-        needed = "" if np.isnan(d.low) else f"{max(0, -d.low):.2f}"  # the loss that is not excluded
-        rows.append([who, d.b.name, f"{d.difference:+.2f}", interval, d.replicates, levels, found, needed,
-                     f"{worst.first}: {worst.difference:+.2f}", said])  # fmt: skip
+        interval = "none" if np.isnan(d.low) else f"{d.low:+.2f} to {d.high:+.2f}"
+        rows.append([who, d.b.name, f"{d.difference:+.2f}", interval, d.replicates, span(d), found,
+                     f"{margin_needed(d):.2f}".replace("nan", ""), f"{worst.first}: {worst.difference:+.2f}",
+                     said, d.without])  # fmt: skip
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     head += f": accuracy of A minus B in points, mean over levels; margin {margin:g}"
-    if not panel.reference:
+    if not panel.whole:
         head += f". No run on all data for {panel.t_star} steps, so none can be called matching"
     return table(head, rows) if rows[1:] else ""
 
 
-def departures(curves: list[Curve]) -> str:
-    """Where curves depart from the paper's Table 1, for who compares them; '' if nowhere."""
-    preset = common.PRESETS[curves[0].settings["preset"]]
-    found = []
-    for key in ("dataset", "prune_fraction", *common.HYPERPARAMETERS):
-        values = {str(c.settings.get(key)) for c in curves if c.step or key != "pretrain_lr"}
-        found += [f"{key} {value} (paper: {preset[key]})" for value in sorted(values - {str(preset[key])})]
-    return "; ".join(found)
+def span(d: Comparison) -> str:
+    return f"{d.first}-{d.last}" if d.last > d.first else f"{d.last}"
+
+
+def margin_needed(d: Comparison) -> float:
+    """The margin from which on A is no worse, also over the sparsest third; NaN of one replicate."""
+    return float(np.maximum(0, -min(d.low, (d.sparse or d).low)))
 
 
 def read_curves(args: argparse.Namespace) -> dict[str, list[Curve]]:
-    """{name: curves} of the runs, each with its published twin if --paper has it, or of the paper alone."""
+    """{picture: curves} of the runs, each with its published twin if there is one, or of the paper alone."""
     published = read_published(args.paper, args.levels[1] if args.levels else 0) if args.paper else {}
     if not args.runs:
         return {f"{preset}-published": curves for preset, curves in published.items()}
-    experiments = read_runs(args.runs)
-    for name, curves in experiments.items():
-        preset = curves[0].settings["preset"]
-        theirs = {c.key: c for c in published.get(preset, [])}
-        for c in curves:
-            twin = None if c.variant else theirs.get(c.key)
-            if twin and all(0.99 < x / y < 1.01 for x, y in zip(c.remaining, twin.remaining)):  # pruned alike
-                c.twin, twin.name = twin, "the paper's"
-        if theirs and (elsewhere := departures(curves)):
-            print(f"note: {name} departs from the paper's setting: {elsewhere}")
-    return experiments
+    pictures = read_runs(args.runs)
+    for name, curves in pictures.items():
+        elsewhere, preset = name_curves(curves), curves[0].settings["preset"]
+        theirs = {c.key: replace(c, variant=" (published)") for c in published.get(preset, [])}
+        for c in (c for c in curves if not c.departs):
+            c.twin = theirs.get(c.key)
+        if elsewhere:
+            usual = common.PRESETS.get(preset, {})
+            said = [f"{key} {value} (preset: {usual.get(key)})" for key, value in elsewhere.items()]
+            print(f"note: {name} departs from the paper's setting: {'; '.join(said)}")
+    return pictures
 
 
 def draw_experiments(args: argparse.Namespace) -> list[Path]:
@@ -626,15 +686,15 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         if args.levels and first >= max((len(c.remaining) for c in drawn), default=np.inf):
             raise InputError(f"--levels: {name} has no level {first}")
         for c in [*drawn, *(c.twin for c in drawn if c.twin)]:
-            of = [name, "paper" if c.published else "runs", *c.key, c.variant]
+            of = [name, "paper" if c.published else "runs", c.name, *c.key]
             values = zip(c.remaining, c.n, c.mean / 100, c.std / 100)
             numbers += [[*of, level, *row] for level, row in enumerate(values)]
         for p in shown:
             head, compared = f"{name}, {p.title}", compare_pairs(p, first, last)
-            for d in (d for whole in compared for d in (whole, *whole.each)):
-                pair = [name, p.noise, p.rate, d.a.name, d.b.name, d.first, d.last, d.replicates]
-                found = verdict(d, args.margin)
-                verdicts.append([*pair, d.difference, d.low, d.high, found, np.maximum(0, -d.low)])
+            for d in (d for whole in compared for d in (whole, whole.sparse, *whole.each)):
+                pair = [name, p.noise, p.rate, d.a.name, d.b.name, d.first, d.last, d.replicates, d.without]
+                found = full_verdict(d, args.margin) if d.sparse else (verdict(d, args.margin), "")
+                verdicts.append([*pair, d.difference, d.low, d.high, margin_needed(d), *found])
             for text, every in ((full, 1), (brief, 3)):
                 text.append(accuracy_table(head, p, every))
                 text.append(verdict_table(head, p, compared, args.margin, short=text is brief))
@@ -655,7 +715,7 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
 def draw_run(args: argparse.Namespace) -> list[Path]:
     """Test accuracy by level, and which layers global pruning empties."""
     folder = args.runs
-    settings, remaining, accuracy = read_run(folder / "results.csv")
+    settings, _, accuracy = read_run(folder / "results.csv")
     if not len(accuracy):
         raise InputError(f"{folder} has not finished a level yet")
     with common.reading(folder / "level00.safetensors"):
@@ -663,23 +723,19 @@ def draw_run(args: argparse.Namespace) -> list[Path]:
     shares = []
     for level in range(len(accuracy)):
         path = folder / f"level{level:02d}.safetensors"
-        tensors, info = common.load_tensors(path)
-        if info["row"]["level"] != level:
-            raise InputError(f"{path}: holds level {info['row']['level']}")
+        tensors, _ = common.load_tensors(path)
         masks = {name: tensors[f"mask.{name}"] for name in network.prunable() if f"mask.{name}" in tensors}
         shares.append([100 * mask.double().mean() for mask in masks.values()])
     rows = [["layer", "left", "of", "share"]]
     rows += [[name, int(m.sum()), m.numel(), f"{m.double().mean():.2%}"] for name, m in masks.items()]
     print(table(f"{folder}: weights left at level {level}", rows))
-    plt = pyplot()
-    page, (curve, layers) = plt.subplots(1, 2, figsize=(13, max(4.5, 0.2 * len(masks) + 1.5)))
-    curve.plot(100 * remaining, accuracy, "o-", color=STYLES["t*"]["color"], markersize=4)
-    curve.set(ylabel="test accuracy (%)", title="/".join(folder.parts[-2:]))
-    weights_axis(curve, remaining)
+    page, ((curve, layers),) = new_page(1, 2, 13, max(4.5, 0.2 * len(masks) + 1.5))
+    curve.plot(accuracy, "o-", color=STYLES["t*"]["color"], markersize=4)
+    curve.set(xlabel="level", ylabel="test accuracy (%)", title="/".join(folder.parts[-2:]))
     curve.grid(alpha=0.25)
     share = np.ma.masked_equal(np.array(shares).T, 0)  # [layers, levels]
-    colors = plt.get_cmap("viridis").with_extremes(bad="black")
-    image = layers.imshow(share, aspect="auto", norm="log", cmap=colors, interpolation="nearest")
+    layers.set_facecolor("black")
+    image = layers.imshow(share, aspect="auto", norm="log", cmap="viridis", interpolation="nearest")
     layers.set_yticks(range(len(masks)), masks, fontsize=7)
     layers.set(xlabel="level", title="weights left in each layer (%), black: none")
     layers.set_xticks(range(0, len(shares), 2 if len(shares) > 8 else 1))
@@ -710,8 +766,7 @@ def draw_examples(args: argparse.Namespace, each: int = 6) -> list[Path]:
     """Of every class (as labelled when scored) the lowest and highest scores; wrong labels in red."""
     data, scores, labels, wrong = load_scores(args)
     images, clean, rows = data.train_images().numpy(), data.labels.numpy(), len(data.classes)
-    size = (1.15 * (2 * each + 1), 1.4 * rows)
-    page, axes = pyplot().subplots(rows, 2 * each + 1, figsize=size, squeeze=False)
+    page, axes = new_page(rows, 2 * each + 1, 1.15 * (2 * each + 1), 1.4 * rows)
     for ax in axes.flat:
         ax.axis("off")
     for c, (name, line) in enumerate(zip(data.classes, axes)):
@@ -731,7 +786,7 @@ def draw_examples(args: argparse.Namespace, each: int = 6) -> list[Path]:
 def draw_scores(args: argparse.Namespace) -> list[Path]:
     """The distribution of scores, of clean and wrong labels apart, and the quartiles of each class."""
     data, scores, labels, wrong = load_scores(args)
-    page, (left, right) = pyplot().subplots(1, 2, figsize=(13, max(4.5, 0.22 * len(data.classes) + 1.5)))
+    page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.22 * len(data.classes) + 1.5))
     bins = np.linspace(min(scores.min(), 0), max(scores.max(), 1e-6), 61)
     kinds = [("labels as in the data set", ~wrong, STYLES["t*"]["color"]),
              ("labels redrawn to another class", wrong, STYLES["easy"]["color"])]  # fmt: skip
@@ -748,11 +803,6 @@ def draw_scores(args: argparse.Namespace) -> list[Path]:
     right.invert_yaxis()
     right.set(xlabel="score: quartiles, 5% and 95%", title="by class, as labelled when scored")
     page.tight_layout()
-    rows = [["class", "examples", "5%", "median", "95%", "wrong labels"]]
-    for c, (name, values) in enumerate(zip(data.classes, by_class)):
-        quantiles = np.percentile(values, [5, 50, 95]) if len(values) else [np.nan] * 3
-        rows.append([name, len(values), *(f"{q:.3f}" for q in quantiles), wrong[labels == c].sum()])
-    print(table("scores by class, as labelled when scored", rows))
     return save(page, args.out / "scores")
 
 
@@ -772,7 +822,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--preset", choices=common.PRESETS,
         help="only this experiment; for examples and scores, what the sidecar does not say")  # fmt: skip
     add("--size", type=int, help="of the subsets in figures 2 and 3 (the paper's, else all)")
-    add("--margin", type=float, default=0.5, help="what 'no worse' may lose, in points of accuracy (0.5)")
+    add("--margin", type=common.within("[0, 100]"), default=0.5, metavar="POINTS",
+        help="what 'no worse' may lose, in points of accuracy (0.5)")  # fmt: skip
     add("--levels", type=int, nargs=2, metavar=("FIRST", "LAST"), help="of the verdicts (1 to the deepest)")
     add("--scores", type=Path, metavar="NPY", help="scores of score_el2n.py, for examples and scores")
     add("--dataset", choices=common.READERS, help="for examples and scores, what the sidecar does not say")
@@ -782,7 +833,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.figure = list(dict.fromkeys(args.figure or [None]))
     asked = set(args.figure)
     for wrong, what in (
-        (not 0 <= args.margin <= 100, f"--margin must be from 0 to 100 points, not {args.margin}"),
         (args.levels and not 0 <= args.levels[0] <= args.levels[1], "--levels must be FIRST <= LAST, from 0"),
         (args.size is not None and not asked & {"2", "3"}, "--size belongs to --figure 2 and 3"),
         (bool(args.scores) != bool(asked & {"examples", "scores"}),
