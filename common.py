@@ -450,6 +450,11 @@ def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 
+def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """One of those dictionaries again."""
+    return {key.removeprefix(name + "."): t for key, t in tensors.items() if key.startswith(name + ".")}
+
+
 def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
     """The fewest even groups of at most at_once; default 8 on a GPU, 1 on a CPU, which has one to itself."""
     at_once = at_once or (8 if device.type == "cuda" else 1)
@@ -823,6 +828,10 @@ def open_output(out: Path, lock_path: Path, wanted: dict, found: Callable[[], di
 def save_divergence(folder: Path, **about: object) -> None:
     """recipe, settings, level and step of a loss that was not finite: no verdict may pass over it."""
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
+
+
+def level_file(folder: Path, level: int) -> Path:
+    return folder / f"level{level:02d}.safetensors"
 
 
 OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json")  # names of what imp.py writes

@@ -128,7 +128,7 @@ LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
     """Save a trained level with the masks of the next one."""
-    if any(not level_path(run, n).exists() for n in range(run.level)):
+    if any(not common.level_file(run.folder, n).exists() for n in range(run.level)):
         raise common.Failure(f"{run.folder}: its finished levels have disappeared while it ran")
     weights = {name: t.cpu() for name, t in member.weights().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
@@ -144,7 +144,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
     info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
-    common.save_tensors(level_path(run, run.level), tensors, info)
+    common.save_tensors(common.level_file(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
     write_results(run)
@@ -152,10 +152,6 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
                       f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
     run.level, run.seconds = run.level + 1, 0.0
-
-
-def level_path(run: Run, level: int) -> Path:
-    return run.folder / f"level{level:02d}.safetensors"
 
 
 def write_results(run: Run) -> None:
@@ -217,36 +213,36 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
 def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
     """From now on run takes the masks that the run in folder other hands on, instead of pruning its own."""
     for level in range(levels + 1):
-        path = other / f"level{level:02d}.safetensors"
+        path = common.level_file(other, level)
         if not path.exists():
             raise InputError(f"--masks: {other} has not finished level {level}")
         tensors, info = common.load_tensors(path)
-        if info.get("masks"):
-            raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
-        given = {name: t for name, t in tensors.items() if name.startswith("next.")}
-        check_tensors(path, given, common.prefixed(next=run.masks))
-        masks = {name: given[f"next.{name}"] for name in run.masks}
+        masks = common.part(tensors, "next")
+        check_tensors(path, masks, run.masks)
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
+    if info.get("masks"):
+        raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
     if fraction not in (None, info["prune_fraction"]):
         raise InputError(f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}")
-    name = common.start_name(common.check_recipe(path, info))
     run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
+    run.settings["masks"] = common.start_name(common.check_recipe(path, info))
     # of the first masks only: a run may go on to more levels, and resume compares the others themselves
-    run.settings |= {"masks": name, "masks_sha256": common.digest(run.borrowed[0], {})}
-    run.settings |= {"shuffled": True} if shuffle else {}
+    run.settings["masks_sha256"] = common.digest(run.borrowed[0], {})
+    if shuffle:
+        run.settings["shuffled"] = True
 
 
 def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """The masks with the weights of every layer permuted, at every level alike: nested masks stay nested."""
-    draw = common.rng(common.SHUFFLE, seed)
-    return {name: mask.flatten()[torch.from_numpy(draw.permutation(mask.numel()))].view(mask.shape)
-            for name, mask in masks.items()}  # fmt: skip
+    """Every layer's mask with its weights permuted, at every level alike: so nested masks stay nested."""
+    draw, flat = common.rng(common.SHUFFLE, seed), {name: masks[name].flatten() for name in sorted(masks)}
+    orders = {name: torch.from_numpy(draw.permutation(len(mask))) for name, mask in flat.items()}
+    return {name: flat[name][orders[name]].view(mask.shape) for name, mask in masks.items()}
 
 
 def resume(run: Run) -> None:
     """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
     for level in itertools.count():
-        path = level_path(run, level)
+        path = common.level_file(run.folder, level)
         if not path.exists():
             break
         tensors, info = common.load_tensors(path)
