@@ -15,7 +15,7 @@ import torch
 import common
 from common import InputError
 
-# What --select offers beside random: the examples of lowest value are taken. A rule of your own is a line here.
+# What --select offers beside random: it takes the examples of lowest value. A rule of your own is one line.
 RULES = {"easy": lambda scores: scores, "hard": lambda scores: -scores}
 
 
