@@ -329,6 +329,7 @@ def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(tmp_path, capsy
         printed, departs = capsys.readouterr().out, where == "other"
         assert [word in printed for word in ("net cnn", "depth 14 (preset: 20)")] == [departs, departs]
         assert bool(table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")) == (not departs)
+        assert "easy 3200, 200 steps, " not in printed  # what all share tells nothing apart
         assert (": supported" in printed) == (not departs)  # what the paper says is about its own setting
     fake_run(tmp_path / "rate", "easy", 3200, 200, 0, [0.8, 0.7], rate=0.05)
     draw(tmp_path / "rate", "--paper", PAPER, "--out", tmp_path / "figures")
@@ -620,20 +621,28 @@ def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, pages, capfd):
     assert "level01" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (dict(level=1), "level00"), (dict(test_accuracy=17.0), "level00"), (dict(test_accuracy=0.31), "level00"),
-])  # fmt: skip
-def test_a_level_file_may_not_claim_what_it_likes(tmp_path, change, says, capsys):
-    """Also without its checksum: another level, an accuracy above 1, another number than results.csv."""
+@pytest.mark.parametrize("change", [dict(level=0), dict(level=7), dict(test_accuracy=17.0)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_level_file_may_not_claim_what_it_likes(tmp_path, change, rows, capsys):
+    """Another level, an accuracy above 1; also without a checksum, and where results.csv is behind."""
     folder = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7])
-    path = folder / "level00.safetensors"
+    lines = (folder / "results.csv").read_text().splitlines(keepends=True)
+    (folder / "results.csv").write_text("".join(lines[: 1 + rows]))
+    path = folder / "level01.safetensors"
     info = common.load_info(path)
     info["row"] |= change
     safetensors.numpy.save_file({}, path, {"json": json.dumps(info)})
     assert draw(tmp_path, "--out", tmp_path) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert "level01" in error
     assert error.count("\n") == 1
+
+
+def test_a_level_file_must_agree_with_results(tmp_path, capsys):
+    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7]) / "results.csv"
+    path.write_text(path.read_text().replace(",0.8\n", ",0.9\n"))
+    assert draw(tmp_path, "--out", tmp_path) == 2
+    assert str(path) in capsys.readouterr().err
 
 
 @pytest.fixture
