@@ -55,7 +55,6 @@ PRESETS = {
         total_steps=31250, t_star=800, el2n_steps=8000, levels=12,
     ),
 }  # fmt: skip
-SCHEMES = ["all", "random", "easy", "hard", "custom"]  # what pre-training may see
 # In these, and in the seed, starting points may differ and still train side by side: IMP does not use them.
 PRETRAINING = ("pretrain_lr", "rewind_step", "scheme", "subset_size", "subset_sha256", "score",
                "class_balanced", "label_noise", "noise_seed")  # fmt: skip

@@ -82,33 +82,31 @@ def train_group(
     recipe = runs[0].recipe
     seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
     everyone = [(run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)]
-    stopped, group = [], None
+    group, stopped = common.Group([member for _, member in everyone], data, recipe), []
     for level in range(levels + 1):
         here = [(run, member) for run, member in everyone if run.level == level]
         if not here:
             continue
-        members = [member for _, member in here]
-        if group is None or group.members != members:  # a GPU records the step once for all levels
-            group = None  # the old recordings are let go before new ones are made
-            group = common.Group(members, data, recipe)
+        for run, member in everyone:  # who is not here has nothing to train
+            member.name, member.step = f"{run.folder}, level {level}", recipe["total_steps"]
         for run, member in here:
-            member.name = f"{run.folder}, level {level}"
             member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
             load_state(run, member)
-        clock = saved = time.monotonic()
+        clock = time.monotonic()
         for step in common.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
-            if not received and time.monotonic() - saved < save_every:
-                continue
             now = time.monotonic()
+            if not received and now - clock < save_every:
+                continue
             for run, member in here:
                 run.seconds += (now - clock) / len(here)
                 if member.step == step and not member.failed:
                     save_state(run, member)
             if received:
                 raise common.Stopped(received[0])
-            clock = saved = now
+            clock = now
+        spent = time.monotonic() - clock
         for run, member in here:
-            run.seconds += (time.monotonic() - clock) / len(here)
+            run.seconds += spent / len(here)
             accuracy, loss = common.evaluate(member.net, data)
             if member.failed or not math.isfinite(loss):
                 stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")

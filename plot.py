@@ -157,7 +157,7 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
         drawn = [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
         level, remaining, accuracy = np.array(drawn).reshape(-1, 3).T
         possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
-        if list(level) != [*range(len(rows))] or not possible.all():
+        if [*level] != [*range(len(rows))] or not possible.all():
             raise InputError(f"{path}: a level is missing, or a fraction is outside [0, 1]")
     settings = {}
     for file in sorted(path.parent.glob("level*.safetensors")):
@@ -201,8 +201,6 @@ def shared_by_replicates(settings: dict) -> dict:
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
     """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
     found = {}
     for path in sorted(root.rglob("results.csv")):
         settings, remaining, accuracy = read_run(path)
@@ -235,10 +233,15 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
         if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
             print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
     if not pictures:
-        raise InputError(f"{root}: no results.csv with results to draw below this folder")
-    names = [name for name, _ in pictures]
-    return {re.sub(r"[^\w-]", "_", name + (f"-{test_set[:4]}" if names.count(name) > 1 else "")): curves
-            for (name, test_set), curves in sorted(pictures.items())}  # fmt: skip
+        raise InputError(f"{root}: no folder with a results.csv that has results to draw")
+    names, named = [name for name, _ in pictures], {}
+    for (name, test_set), curves in sorted(pictures.items()):
+        name = re.sub(r"[^\w-]", "_", name + (f"-{test_set[:4]}" if names.count(name) > 1 else ""))
+        usual, named[name] = common.PRESETS.get(curves[0].settings["preset"], {}), curves
+        shared = [f"{k} {v} (preset: {usual.get(k)})" for k, v in name_curves(curves).items()]
+        if shared:
+            print(f"note: {name} departs from the paper's setting: {'; '.join(shared)}")
+    return named
 
 
 def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
@@ -415,7 +418,7 @@ def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
     but = [f"{sparse} at levels {span(d.sparse)}"] if d.sparse.low <= -margin and sparse != found else []
     weights = " ".join(f"{d.a.remaining[e.first]:.1%}" for e in d.each if e.high < -margin)
     but += [f"worse at {weights}"] if weights else []
-    return ", but ".join([found, *but] if found != "worse" else [found]), dominates
+    return found + (f", but {' and '.join(but)}" if but and found != "worse" else ""), dominates
 
 
 def the_paper_says(panel: Panel, d: Comparison, margin: float) -> str:
@@ -521,6 +524,7 @@ def style(c: Curve, panel: Panel) -> dict:
     role = panel.role(c)
     new = [o.key for o in panel.curves if panel.role(o) not in STYLES]
     look = dict(STYLES.get(role) or {"color": OTHER_COLORS[new.index(c.key) % 4], "linestyle": ":"})
+    look |= {"marker": "s", "markersize": 4} if c.size and role not in STYLES else {}
     same = [o for o in panel.curves if (panel.role(o), o.size, o.step) == (role, c.size, c.step)]
     if c is not same[0]:
         look["linestyle"] = OTHER_LINES[(same.index(c) - 1) % 4]
@@ -542,7 +546,8 @@ def draw_levels(ax, panel: Panel) -> None:
         ax.axhline(top.mean[0], label="dense", **look)
     for c in panel.curves:
         theirs = (100 * c.twin.remaining, c.twin.mean) if c.twin else ()
-        draw_line(ax, 100 * c.remaining, c.mean, c.std, f"{c.name} (n={c.n.max()})", style(c, panel), theirs)
+        label = f"{c.name} (n={'/'.join(map(str, np.unique(c.n)))})"  # 2/3: not all have reached every level
+        draw_line(ax, 100 * c.remaining, c.mean, c.std, label, style(c, panel), theirs)
     what = f"{panel.sizes[0]} examples" if panel.sizes else "all data"
     ticks = 100 * panel.remaining[:: 3 if len(panel.remaining) > 6 else 1]
     ax.set(xscale="log", title=f"{what}, {panel.title}", xlabel="weights remaining (%)")
@@ -653,15 +658,9 @@ def read_curves(args: argparse.Namespace) -> dict[str, list[Curve]]:
     if not args.runs:
         return {f"{preset}-published": curves for preset, curves in published.items()}
     pictures = read_runs(args.runs)
-    for name, curves in pictures.items():
-        elsewhere, preset = name_curves(curves), curves[0].settings["preset"]
-        theirs = {c.key: replace(c, variant=" (published)") for c in published.get(preset, [])}
-        for c in (c for c in curves if not c.departs):
-            c.twin = theirs.get(c.key)
-        if elsewhere:
-            usual = common.PRESETS.get(preset, {})
-            said = [f"{key} {value} (preset: {usual.get(key)})" for key, value in elsewhere.items()]
-            print(f"note: {name} departs from the paper's setting: {'; '.join(said)}")
+    for c in (c for curves in pictures.values() for c in curves if not c.departs):
+        theirs = [t for t in published.get(c.settings["preset"], []) if t.key == c.key]
+        c.twin = replace(theirs[0], variant=" (published)") if theirs else None
     return pictures
 
 

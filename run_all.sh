@@ -55,7 +55,7 @@ fi
 fail() { echo "run_all.sh: error: $1" >&2; exit 2; }
 check() { [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4, not '$2'"; } # NAME VALUE PATTERN WHAT
 [[ ${1-} != -h && ${1-} != --help ]] || { sed -n '2,/^set /s/^# \?//p' "${BASH_SOURCE[0]}"; exit; }
-(($# < 3)) || fail "a preset and a figure, not $# arguments"
+(($# < 3)) || fail "a preset and a figure, not: $*"
 preset=${1:-digits} figure=${2:-fig2} runs=${RUNS:-runs/${1:-digits}} launcher=${LAUNCHER:-local} dry_run=${DRY_RUN-}
 levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3" # as in common.py, to tell the cost
 case $preset in
@@ -73,7 +73,7 @@ check T_STAR "$t" '[1-9][0-9]{0,7}[02468]|[2468]' "even and above 0, as subsets 
 check STEP_MS "${STEP_MS:-0}" '[0-9]*\.?[0-9]+' "a number of milliseconds"
 check LAUNCHER "$launcher" 'local|slurm' "local or slurm"
 dry_run=${dry_run#0} here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=$(type -P "${PYTHON:-python}") || fail "no ${PYTHON:-python} here" # its path: a job may see another PATH
+python=$(type -P "${PYTHON:-python}") || fail "PYTHON: no ${PYTHON:-python} here" # its path: a job may see another PATH
 
 # ---------------------------------------------------------------- what to run: lines of "WAVE COMMAND"
 add() { printf %s "$1"; printf ' %q' "$python" "$here/$2" "${@:3}"; echo; } # WAVE STAGE ARGUMENT...
@@ -195,9 +195,8 @@ wave() { # NAME TASK...
   wait $! || touch "$logs/failed"
 }
 stop() { # STATUS: again and again TERM, as the first may come before a process listens; stages heed the first they see
-  trap '' HUP INT TERM
   echo "run_all.sh: stopped; what is finished is kept, the same line goes on" >&2
-  exec 2>/dev/null
+  trap '' HUP INT TERM; exec 2>/dev/null # nothing about jobs
   while kill -TERM -- "-$(jobs -p)" && kill -0 $!; do sleep 0.1; done
   exit "$1"
 }
@@ -205,7 +204,7 @@ trap 'stop 129' HUP; trap 'stop 130' INT; trap 'stop 143' TERM
 export gpus started="$(date +%s)"
 set -m # a wave is a process group of its own, which can be stopped as one
 if [[ $launcher == slurm ]]; then
-  [[ $PWD/$runs != *[%\\]* ]] || fail "Slurm takes no log path with % or \\ in it: $PWD/$runs"
+  [[ $PWD/$runs != *[%\\]* ]] || fail "RUNS: Slurm takes no log path with % or \\ in it: $PWD/$runs"
   [[ $dry_run ]] || type -P sbatch >/dev/null || fail "LAUNCHER=slurm needs sbatch"
   before=$(squeue -h -o %F -j "$(cat "$runs/logs/jobs" 2>/dev/null)" 2>/dev/null | sort -u | paste -sd:) || true
   [[ ! $before ]] || { after=afterany:$before; echo "== waits for jobs $before, which work in the same folder"; }

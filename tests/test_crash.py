@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,17 +119,8 @@ def imp_command(run, folder, steps, levels, save_every):
 
 
 def score_command(folder, networks, steps):
-    return [
-        "score",
-        *TINY,
-        "--total-steps=45",
-        "--networks",
-        networks,
-        "--steps",
-        steps,
-        "--out",
-        folder / "s.npy",
-    ]
+    short = ["--total-steps=45", "--networks", networks, "--steps", steps]
+    return ["score", *TINY, *short, "--out", folder / "s.npy"]
 
 
 def same_scores(a, b):
@@ -148,9 +140,7 @@ def test_imp_killed_at_random_moments_ends_as_if_undisturbed(run, tmp_path, how,
     duration, draw, survived = time.monotonic() - began, random.Random(f"{how} {kills}"), 0
     killed = imp_command(run, tmp_path / "killed", 80, 2, 0.01)
     while survived < kills:
-        if run(killed, signal=how, after=draw.uniform(0.05, duration)) == [
-            0
-        ]:  # it was done before; once more
+        if run(killed, signal=how, after=draw.uniform(0.05, duration)) == [0]:  # done before; once more
             for path in (tmp_path / "killed").glob("[ls]*.safetensors"):
                 path.unlink()
             continue
@@ -220,13 +210,9 @@ def test_imp_killed_inside_every_write(run, tmp_path, torn):
 @pytest.mark.parametrize("torn", [False, True])
 def test_scoring_killed_inside_every_write(run, tmp_path, torn):
     assert run(score_command(tmp_path / "whole", 2, 2)) == [0]
-    events = crash_everywhere(
-        run,
-        score_command(tmp_path / "killed", 2, 2),
-        lambda: shutil.rmtree(tmp_path / "killed", ignore_errors=True),
-        lambda: same_scores(tmp_path / "whole", tmp_path / "killed"),
-        torn,
-    )
+    command, same = score_command(tmp_path / "killed", 2, 2), partial(same_scores, tmp_path / "whole")
+    start = partial(shutil.rmtree, tmp_path / "killed", ignore_errors=True)
+    events = crash_everywhere(run, command, start, partial(same, tmp_path / "killed"), torn)
     assert events == 3 * 4  # two networks, the sidecar and the array of their mean
 
 
@@ -240,13 +226,8 @@ def test_subsets_and_starting_points_killed_inside_every_write(run, tmp_path):
             for path in (tmp_path / "whole").glob("x.[jns]*"):
                 assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
 
-        events = crash_everywhere(
-            run,
-            [*command, tmp_path / "killed" / name],
-            lambda: shutil.rmtree(tmp_path / "killed", ignore_errors=True),
-            same,
-            True,
-        )
+        start = partial(shutil.rmtree, tmp_path / "killed", ignore_errors=True)
+        events = crash_everywhere(run, [*command, tmp_path / "killed" / name], start, same, True)
         assert events == (6 if name == "x.npy" else 3)
         shutil.rmtree(tmp_path / "whole")
 
@@ -306,18 +287,19 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
     rewind = tmp_path / "run" / "rewind.safetensors"
     scoring = [*score_command(tmp_path, 2, 2), "--label-noise", 0.25, "--noise-seed", 7]
     ok(*scoring)
-    ok("subset", "--select", "easy", "--size", 64, "--scores", scores, "--out", subset)
-    ok("pretrain", *small, "--subset", subset, "--steps", 2, "--out", rewind)
+    easy = ["subset", "--select", "easy", "--size", 64, "--scores", scores]
+    ok(*easy, "--out", subset)
+    start = ["pretrain", *small, "--subset", subset, "--steps", 2]
+    ok(*start, "--out", rewind)
     ok("imp", rewind, "--levels", 0)
     out = tmp_path / "out"
     first = out / "rewind.safetensors"
     cases = [  # damaged file, command that reads it, what it makes
-        (scores, ["subset", "--select", "easy", "--size", 64, "--scores", scores, "--out", out / "x.npy"]),
-        (scores.with_suffix(".json"), ["subset", "--select", "easy", "--size", 64, "--scores", scores,
-                                       "--out", out / "x.npy"]),
+        (scores, [*easy, "--out", out / "x.npy"]),
+        (scores.with_suffix(".json"), [*easy, "--out", out / "x.npy"]),
         (tmp_path / "s.networks.safetensors", scoring),
-        (subset, ["pretrain", *small, "--subset", subset, "--steps", 2, "--out", first]),
-        (subset.with_suffix(".json"), ["pretrain", *small, "--subset", subset, "--steps", 2, "--out", first]),
+        (subset, [*start, "--out", first]),
+        (subset.with_suffix(".json"), [*start, "--out", first]),
         (rewind, ["imp", rewind, "--levels", 0]),
         (rewind.parent / "level00.safetensors", ["imp", rewind, "--levels", 1]),
         (rewind.parent / "results.csv", ["imp", rewind, "--levels", 0]),
@@ -351,11 +333,8 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
             info.get("row", {}).pop("seconds", None)
             return common.digest(tensors, info)
         text = path.read_bytes() if path.is_file() else b""
-        return (
-            b"".join(line.rpartition(b",")[0] for line in text.splitlines())
-            if path.suffix == ".csv"
-            else text
-        )
+        seconds_aside = [line.rpartition(b",")[0] for line in text.splitlines()]
+        return seconds_aside if path.suffix == ".csv" else text
 
     draw, refused, same = random.Random(tries), 0, 0
     for target, command in cases:

@@ -81,9 +81,7 @@ def test_an_epoch_is_a_pure_function_of_seed_level_and_epoch():
     for other in ((6, 2, 7), (5, 3, 7), (5, 2, 8)):
         assert not np.array_equal(one, common.epoch_table(*other, 1000, 64, 4, True))
     assert not common.epoch_table(5, 2, 7, 1000, 64, 4, False)[3].any()
-    short = common.epoch_table(
-        5, 2, 0, 1000, 64, 4, True
-    )  # trailing zeros in the key make no other key the same
+    short = common.epoch_table(5, 2, 0, 1000, 64, 4, True)  # trailing zeros make no other key the same
     assert not np.array_equal(short[0], common.epoch_table(5, 0, 2, 1000, 64, 4, True)[0])
 
 
@@ -95,9 +93,7 @@ def test_label_noise_redraws_that_share_uniformly(share):
     labels = np.repeat(np.arange(10), 2000)
     noisy = common.noisy_labels(labels, 10, share, 0)
     assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 0))
-    assert (noisy != labels).mean() == pytest.approx(
-        0.9 * share, abs=0.01
-    )  # a tenth draws its own label again
+    assert (noisy != labels).mean() == pytest.approx(0.9 * share, abs=0.01)  # some draw their own again
     if share == 1:
         assert np.bincount(noisy).min() > 1800
     if share > 0:
@@ -117,9 +113,8 @@ def test_digits_split(digits):
     assert np.bincount(digits.test_labels).tolist() == [50] * 10
     ours = np.concatenate([digits.train_images().numpy(), digits.test.numpy()]).reshape(1797, 64)
     assert sorted(map(tuple, ours)) == sorted(map(tuple, images.astype(np.uint8)))  # every image once
-    order = [
-        np.flatnonzero((images == x).all(1))[0] for x in digits.train_images().numpy().reshape(-1, 64)[:50]
-    ]
+    first = digits.train_images().numpy().reshape(-1, 64)[:50]
+    order = [np.flatnonzero((images == x).all(1))[0] for x in first]
     assert order == sorted(order)
     assert labels[order].tolist() == digits.labels[:50].tolist()
 
@@ -196,10 +191,8 @@ def cifar(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     raw = {}
     for name in names:
-        raw[name] = {
-            "data": draw.integers(0, 256, (20, 3072), np.uint8),
-            "labels": draw.integers(0, 10, 20).tolist(),
-        }
+        images, labels = draw.integers(0, 256, (20, 3072), np.uint8), draw.integers(0, 10, 20).tolist()
+        raw[name] = {"data": images, "labels": labels}
         (folder / name).write_bytes(pickle.dumps(raw[name]))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
     kind = torchvision.datasets.CIFAR10
@@ -225,9 +218,8 @@ def test_a_damaged_cifar_without_a_network_is_one_line(cifar, call, tmp_path, mo
     root, _ = cifar
     (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"damaged")
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    status, _, err = call(
-        "pretrain", "--preset", "cifar10", "--data-dir", root, "--out", tmp_path / "r.safetensors"
-    )
+    flags = ["--preset", "cifar10", "--data-dir", root]
+    status, _, err = call("pretrain", *flags, "--out", tmp_path / "r.safetensors")
     assert status == 2
     assert err.count("\n") == 1
     assert "cifar-10-python.tar.gz is missing and cannot be fetched" in err
@@ -293,9 +285,8 @@ def test_an_incomplete_cinic_is_refused_and_not_cached(cinic):
 
 def test_cinic_with_a_wrong_checksum_is_refused(cinic, monkeypatch):
     root, _ = cinic
-    monkeypatch.setattr(
-        torchvision.datasets.utils, "_get_redirect_url", lambda *a, **k: "http://127.0.0.1:9/x"
-    )
+    nowhere = lambda *a, **k: "http://127.0.0.1:9/x"  # noqa: E731
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", nowhere)
     with pytest.raises(common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"):
         load(root, "cinic10", "cinic10")
     assert not (root / "CINIC-10").exists()

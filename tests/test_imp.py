@@ -83,9 +83,8 @@ def test_pruning_equals_torchs_global_magnitude_pruning():
     net = common.ResNet(8, 4, 1, 10)
     common.initialise(net, 3)
     masks = {n: torch.ones(p.shape, dtype=torch.uint8) for n, p in net.named_parameters() if p.dim() > 1}
-    modules = {
-        f"{n}.weight": m for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
-    }
+    kinds = torch.nn.Conv2d | torch.nn.Linear
+    modules = {f"{n}.weight": m for n, m in net.named_modules() if isinstance(m, kinds)}
     worth = {n: t.clone() for n, t in magnitudes(net).items()}
     for _ in range(5):
         remaining = sum(int(m.sum()) for m in masks.values())
@@ -136,9 +135,7 @@ def plain_imp(rewind, levels, images, labels, test):
         masks = masks or {k: torch.ones_like(p) for k, p in prunable.items()}
         for k, p in prunable.items():
             p.data *= masks[k]
-        sgd = torch.optim.SGD(
-            net.parameters(), lr=torch.tensor(0.0), momentum=0.9, weight_decay=1e-4, fused=True
-        )
+        sgd = torch.optim.SGD(net.parameters(), torch.tensor(0.0), 0.9, weight_decay=1e-4, fused=True)
         for step in range(r["rewind_step"], r["total_steps"]):
             epoch, i = divmod(step, len(images) // r["batch_size"])
             order = np.random.default_rng([1, r["seed"], n, epoch]).permutation(len(images))
@@ -235,10 +232,8 @@ def test_more_levels_go_on_and_the_same_command_is_already_done(ok, call, tmp_pa
     assert snapshot(tmp_path) == before
     ok("imp", parts, "--levels", 1, "--prune-fraction", 0.3, "--force")
     assert not (parts.parent / "level02.safetensors").exists()
-    assert (
-        results(parts.parent)[1]["weights_remaining_count"]
-        != results(whole.parent)[1]["weights_remaining_count"]
-    )
+    counts = [results(path.parent)[1]["weights_remaining_count"] for path in (parts, whole)]
+    assert counts[0] != counts[1]
 
 
 def test_another_starting_point_under_the_same_name_is_refused(ok, call, tmp_path):

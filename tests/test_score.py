@@ -79,27 +79,12 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(o
 
 def test_label_noise_reaches_training_and_scores(ok, tmp_path, digits):
     """At 50% the noisy examples score higher: the network learns the clean majority first."""
-    flags = [
-        "--depth",
-        8,
-        "--width",
-        8,
-        "--networks",
-        2,
-        "--steps",
-        100,
-        "--label-noise",
-        0.5,
-        "--noise-seed",
-        3,
-    ]
+    flags = ["--depth=8", "--width=8", "--networks=2", "--steps=100", "--label-noise=0.5", "--noise-seed=3"]
     ok("score", *flags, "--out", tmp_path / "scores.npy")
     scores, clean = np.load(tmp_path / "scores.npy"), digits.labels.numpy()
     wrong = common.noisy_labels(clean, 10, 0.5, 3) != clean
-    assert (
-        scipy.stats.mannwhitneyu(scores[wrong], scores[~wrong]).statistic / (wrong.sum() * (~wrong).sum())
-        > 0.8
-    )
+    u = scipy.stats.mannwhitneyu(scores[wrong], scores[~wrong]).statistic
+    assert u / (wrong.sum() * (~wrong).sum()) > 0.8
 
 
 def test_scoring_goes_on_with_the_networks_missing(call, ok, tmp_path, monkeypatch):

@@ -7,19 +7,14 @@ import shutil
 import subprocess
 import time
 
-import numpy as np
 import pytest
-import torch
 from conftest import ROOT, TINY_RUNS, run_all
 
 import common
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
-SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"
-pytestmark = pytest.mark.skipif(
-    not all(shutil.which(name, path=SEARCH) for name in PROGRAMS),
-    reason="needs a Slurm to start: apt-get install slurm-wlm munge",
-)
+FOUND = [shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") for name in PROGRAMS]
+pytestmark = pytest.mark.skipif(not all(FOUND), reason="no Slurm to start: apt-get install slurm-wlm munge")
 
 
 @contextlib.contextmanager
@@ -86,25 +81,18 @@ def go_on(task):
     shell("scontrol", "update", f"job={task}", "StartTime=now")
 
 
-def same_runs(a, b):
-    """Every array, tensor and metadata but seconds and commands, and the drawing, bit for bit."""
-    names, others = (sorted(p.relative_to(folder) for p in folder.rglob("*")
-                            if p.suffix in (".npy", ".safetensors", ".png")) for folder in (a, b))  # fmt: skip
-    assert names == others
-    for name in names:
-        if name.suffix == ".safetensors":
-            (x, about_x), (y, about_y) = (common.load_tensors(folder / name) for folder in (a, b))
-            assert x.keys() == y.keys()
-            assert all(torch.equal(x[k], y[k]) for k in x)
-            for about in (about_x, about_y):
-                about.get("row", {}).pop("seconds", None)
-                about.get("made_by", {}).pop("command", None)
-            assert about_x == about_y
-        elif name.suffix == ".npy":
-            assert np.array_equal(np.load(a / name), np.load(b / name))
-        else:
-            assert (a / name).read_bytes() == (b / name).read_bytes()
-    return len(names)
+def made(folder):
+    """Every array, tensor, metadata but seconds and commands, and drawing."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.suffix in (".npy", ".png"):
+            found[path.relative_to(folder)] = path.read_bytes()
+        elif path.suffix == ".safetensors":
+            tensors, about = common.load_tensors(path)
+            about.get("row", {}).pop("seconds", None)
+            about.get("made_by", {}).pop("command", None)
+            found[path.relative_to(folder)] = about, {name: t.tolist() for name, t in tensors.items()}
+    return found
 
 
 def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(demonstration, tmp_path):
@@ -145,19 +133,8 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(demonstratio
     assert "test accuracy in %" in log(where, "plot-0")
 
     local, _ = demonstration
-    assert same_runs(local, where) == 1 + 1 + 3 + 6 * (1 + 3) + 1  # scores twice, subsets, runs, the picture
-
-
-def test_a_task_that_fails_ends_alone(tmp_path):
-    score, subset, imp, plot = submit(tmp_path, SCORE_FLAGS="--lr 0", LEVELS=0)
-    wait_for(lambda: state(plot) == "COMPLETED")
-    assert (state(score), job(score)["ExitCode"]) == ("FAILED", "1:0")
-    assert [state(f"{imp}_{task}") for task in range(6)] == ["COMPLETED"] * 4 + ["FAILED"] * 2
-    assert re.search(r"--lr must be ", log(tmp_path, "score-0"))
-    (failed,) = tmp_path.glob("runs/digits/logs/*/failed")
-    assert re.findall(r"^status \d from \S+ \S+/(\w+)\.py", failed.read_text(), re.M) == (
-        ["score_el2n", "make_subset", "make_subset", "pretrain", "pretrain"]
-    )
+    assert made(where) == made(local)
+    assert len(made(local)) == 1 + 1 + 3 + 6 * (1 + 3) + 1  # scores twice, subsets, runs, the picture
 
 
 def test_a_second_submission_waits_for_the_first(tmp_path):
@@ -174,8 +151,8 @@ def test_a_second_submission_waits_for_the_first(tmp_path):
 
 def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path):
     before = set(shell("squeue", "-h", "-o", "%F").split())
-    many = TINY_RUNS | {"SEEDS": "0 1 2", "JOBS": 18}  # this cluster takes arrays of 16
-    done = run_all(cwd=tmp_path, LAUNCHER="slurm", **many)
+    many = {"SEEDS": "0 1 2", "JOBS": 18}  # this cluster takes arrays of 16
+    done = run_all(cwd=tmp_path, LAUNCHER="slurm", **TINY_RUNS | many)
     assert done.returncode == 1
     assert "sbatch: error" in done.stderr
     assert len(re.findall("^# sbatch", done.stdout, re.M)) == 3  # two had been accepted
@@ -184,27 +161,29 @@ def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path):
 
 NOTE = """#!/bin/bash
 echo "${CUDA_VISIBLE_DEVICES-none}|${OMP_NUM_THREADS-free}|$*" >>noted
+[[ $* != *pretrain.py*all-t0/seed0* ]] || exit 1
 [[ $* != *imp.py* ]] || sleep 3  # so that both tasks run at the same time
 """
 
 
 def test_where_there_are_gpus_every_task_gets_one(tmp_path):
-    """Up to eight runs share a GPU, drawing needs none. A stand-in for Python notes what it was given."""
-    python = tmp_path / "python"
-    python.write_text(NOTE)
-    python.chmod(0o755)
+    """Runs share a GPU, drawing needs none, what fails leaves the others; by a Python that takes notes."""
+    (tmp_path / "python").write_text(NOTE)
+    (tmp_path / "python").chmod(0o755)
+    settings = {"PYTHON": tmp_path / "python", "SEEDS": "0 1", "SBATCH_FLAGS": "--cpus-per-task=1"}  # of two
     with running(tmp_path / "cluster", gpus=2):
-        settings = {"PYTHON": python, "SEEDS": "0 1", "SBATCH_FLAGS": "--cpus-per-task=1"}  # of two CPUs
-        *_, plot = submit(tmp_path, "cifar10", **settings)
+        *_, imp, plot = submit(tmp_path, "cifar10", **settings)
         wait_for(lambda: state(plot) == "COMPLETED")
+        assert [state(f"{imp}_{task}") for task in (0, 1)] == ["FAILED", "COMPLETED"]
+    (failed,) = tmp_path.glob("runs/cifar10/logs/*/failed")
+    assert re.search(r"^status 1 from .*all-t0/seed0/.*\n\S+/imp-0.log", failed.read_text())
     noted = [line.split("|") for line in (tmp_path / "noted").read_text().splitlines()]
     pruned = [note for note in noted if "imp.py" in note[2]]
-    assert sorted(note[0] for note in pruned) == ["0", "1"]
-    assert [note[2].count("rewind.safetensors") for note in pruned] == [6, 6]
-    assert len({word for note in pruned for word in note[2].split() if "rewind" in word}) == 12
+    assert sorted(gpu for gpu, *_ in pruned) == ["0", "1"]
+    assert sorted(words.count("rewind.safetensors") for *_, words in pruned) == [5, 6]
     for gpu, _, words in pruned:  # a task makes the starting points of its runs
-        made = {note[2].split()[-1] for note in noted if "pretrain.py" in note[2] and note[0] == gpu}
-        assert made == {word for word in words.split() if "rewind" in word}
-    on_gpus = ("score_el2n.py", "pretrain.py", "imp.py")
+        starts = {note[2].split()[-1] for note in noted if "pretrain.py" in note[2] and note[0] == gpu}
+        assert starts >= {word for word in words.split() if "rewind" in word}
     for gpu, threads, words in noted:
-        assert (gpu != "none", threads == "free") == (any(stage in words for stage in on_gpus),) * 2
+        trains = re.search("score_el2n|pretrain|imp", words) is not None
+        assert (gpu != "none", threads == "free") == (trains, trains)

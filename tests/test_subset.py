@@ -46,7 +46,7 @@ def test_random_depends_on_the_seed_and_spreads_the_remainder():
 def test_easy_and_hard_take_the_extremes_and_the_lower_index_among_ties(values, data, hardest):
     scores = np.array(values, np.float32)
     size = data.draw(st.integers(1, len(scores)))
-    subset = make_subset.select(scores, size, hardest)
+    subset = make_subset.select(make_subset.RULES["hard" if hardest else "easy"](scores), size)
     sign = -1 if hardest else 1
     expected = sorted(range(len(values)), key=lambda i: (sign * values[i], i))[:size]
     assert subset.tolist() == sorted(expected)
@@ -56,7 +56,8 @@ def test_easy_and_hard_take_the_extremes_and_the_lower_index_among_ties(values, 
 @settings(max_examples=60, deadline=None)
 def test_balanced_easy_and_hard_are_extreme_within_each_class(size, hardest):
     scores = np.random.default_rng(1).normal(size=280).astype(np.float32)
-    subset = make_subset.select_balanced(scores, LABELS, 7, size, hardest)
+    values = make_subset.RULES["hard" if hardest else "easy"](scores)
+    subset = make_subset.select_balanced(values, LABELS, 7, size)
     for c in range(7):
         count = size // 7 + (c < size % 7)  # the remainder to the lowest classes
         mine = sorted(np.flatnonzero(c == LABELS), key=lambda i: scores[i], reverse=hardest)[:count]
