@@ -829,10 +829,6 @@ def save_divergence(folder: Path, **about: object) -> None:
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-def level_file(folder: Path, level: int) -> Path:
-    return folder / f"level{level:02d}.safetensors"
-
-
 OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json")  # names of what imp.py writes
 
 

@@ -126,7 +126,7 @@ LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
     """Save a trained level with the masks of the next one."""
-    if any(not common.level_file(run.folder, n).exists() for n in range(run.level)):
+    if any(not level_path(run.folder, n).exists() for n in range(run.level)):
         raise common.Failure(f"{run.folder}: its finished levels have disappeared while it ran")
     weights = {name: t.cpu() for name, t in member.weights().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
@@ -142,7 +142,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
     info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
-    common.save_tensors(common.level_file(run.folder, run.level), tensors, info)
+    common.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
     write_results(run)
@@ -150,6 +150,10 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
                       f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
     run.level, run.seconds = run.level + 1, 0.0
+
+
+def level_path(folder: Path, level: int) -> Path:
+    return folder / f"level{level:02d}.safetensors"
 
 
 def write_results(run: Run) -> None:
@@ -211,15 +215,15 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
 def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
     """From now on run takes the masks that the run in folder other hands on, instead of pruning its own."""
     for level in range(levels + 1):
-        path = common.level_file(other, level)
+        path = level_path(other, level)
         if not path.exists():
             raise InputError(f"--masks: {other} has not finished level {level}")
         tensors, info = common.load_tensors(path)
+        if info.get("masks"):
+            raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
         masks = common.part(tensors, "next")
         check_tensors(path, masks, run.masks)
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
-    if info.get("masks"):
-        raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
     if fraction not in (None, info["prune_fraction"]):
         raise InputError(f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}")
     run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
@@ -240,7 +244,7 @@ def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def resume(run: Run) -> None:
     """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
     for level in itertools.count():
-        path = common.level_file(run.folder, level)
+        path = level_path(run.folder, level)
         if not path.exists():
             break
         tensors, info = common.load_tensors(path)

@@ -7,6 +7,7 @@ python plot.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/c
 python plot.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
 python plot.py runs/cifar10/easy-3200-t200/seed0 --figure run --out figures/run
 python plot.py --figure examples scores --scores runs/cifar10/el2n.npy --out figures/el2n
+python plot.py runs/cifar10 --figure difference controls masks barrier --out figures/masks
 """
 
 import argparse
@@ -20,11 +21,15 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.special import stdtrit  # quantiles of Student's t
+from torch import Tensor, nn
+from tqdm import tqdm
 
 import common
 from common import InputError
@@ -37,7 +42,8 @@ LEVELS_OF_FIGURE_4 = (8, 10, 12)
 KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")  # of a curve, beside its name
 NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
 HASHES = ("subset_sha256", "fingerprint", "test_set_sha256")
-RECORDED = (*common.RECORDED, "rewind_sha256")  # what a level file says beside what decides its results
+# what a level file says beside what decides its results, and hashes of what is each replicate's own
+RECORDED = (*common.RECORDED, "rewind_sha256", "masks_sha256")
 NOT_IN_PRESETS = (*KEY[:4], *HASHES, "preset", "classes", "precision", "order_seed")
 # The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey print too.
 STYLES = {
@@ -74,6 +80,7 @@ class Curve:
     accuracy: dict = field(default_factory=dict)  # {seed: [levels that this replicate has reached]}
     diverged: dict = field(default_factory=dict)  # {seed: where its loss was not finite}
     subsets: set = field(default_factory=set)  # sha256 of its replicates' subsets
+    folders: dict = field(default_factory=dict)  # {seed: folder of the run}
     published: bool = False
     variant: str = ""  # in the name: what tells it apart from curves of the same key
     twin: "Curve | None" = None  # the published curve of the same setting
@@ -84,6 +91,7 @@ class Curve:
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
         self.departs = departures(self.settings)
         self.pruned = {key: v for key, v in self.settings.items() if key not in common.PRETRAINING}
+        self.masks = self.settings.get("masks")  # the starting point whose masks it has; None: its own
 
     @property
     def name(self) -> str:
@@ -201,20 +209,24 @@ def shared_by_replicates(settings: dict) -> dict:
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
     """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
-    found = {}
+    found, reordered = {}, 0
     for path in sorted(root.rglob("results.csv")):
         settings, remaining, accuracy = read_run(path)
         shared, seed = shared_by_replicates(settings), settings["seed"]
+        seed -= 1000 * (seed >= 1000 and "masks" in settings)  # 1000 + k: a new start under the masks of k
         c = found.setdefault(json.dumps(shared, sort_keys=True), Curve(shared, remaining))
         if settings["order_seed"] is not None:
-            print(f"note: {path.parent} has a batch order of its own and is left out")
+            reordered += 1
         elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
         elif not len(accuracy):
             print(f"note: {path.parent} has not finished a level yet")
         else:
             c.accuracy[seed], c.remaining = accuracy, max(c.remaining, remaining, key=len)
+            c.folders[seed] = path.parent
             c.subsets.add(settings["subset_sha256"])
+    if reordered:
+        print(f"note: {reordered} runs under a batch order of their own are for --figure barrier alone")
     for path in sorted(root.rglob("diverged.json")):
         with common.reading(path):
             told = json.loads(path.read_text())
@@ -306,6 +318,9 @@ class Panel:
 
 def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
     """One for each label noise, rate and steps of subsets; one for each rate with more steps on all data."""
+    curves = [c for c in curves if not c.masks]
+    if not curves:
+        raise InputError("every run is under the masks of another; name a folder that has those too")
     t_star = common.PRESETS.get(preset, {}).get("t_star")
     keys = sorted({(c.noise, c.rate, c.step) for c in curves if c.size is not None})
     with_subsets = {(noise, rate, n * step) for noise, rate, step in keys for n in (1, 2)}
@@ -329,9 +344,21 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
     return panels
 
 
+def make_controls(curves: list[Curve]) -> list[Panel]:
+    """For every curve under whose masks others were trained: it and those."""
+    panels = []
+    for own in (c for c in curves if not c.masks):
+        wanted = own.pruned | {"masks": common.start_name(own.settings), "shuffled": None}
+        shown = [own, *(c for c in curves if c.pruned | {"shuffled": None} == wanted)]
+        t_star = max(c.step if c.size is None else 2 * c.step for c in shown)
+        if shown[1:]:
+            panels.append(Panel(own.noise, own.rate, None, t_star, shown, f"masks of {own.name}", None))
+    return panels
+
+
 def choose(figure: str | None, panels: list[Panel], preset: str, size: int | None) -> list[Panel]:
     """The panels of a figure of the paper, None: all. Figures 2 and 3 show the paper's size, else all."""
-    if figure is None:
+    if figure in (None, "difference"):
         return panels
     panels = [p for p in panels if p.sizes and bool(p.noise) == (figure in "37")]
     if figure in "56":
@@ -475,9 +502,16 @@ def save(page, path: Path) -> list[Path]:
     return paths
 
 
-def draw_figure(figure: str | None, name: str, panels: list[Panel], out: Path) -> list[Path]:
-    """One figure of the paper, None: every panel there is; returns the paths."""
-    if figure == "4":
+def draw_figure(figure: str | None, name: str, panels: list[Panel], args: argparse.Namespace) -> list[Path]:
+    """One figure of panels, None: every panel there is; returns the paths."""
+    text, ending = {}, f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
+    if figure == "controls":
+        draw, rows = draw_levels, [[(p, p.title) for p in panels]]
+    elif figure == "difference":
+        draw = partial(draw_difference, margin=args.margin)
+        rows = [[(p.only(size),) for size in p.sizes or [None]] for p in panels]
+        text = {"ylabel": "accuracy minus that of all data for t* steps", "band": "the margin; bars: 95%"}
+    elif figure == "4":
         draw, rows = draw_sizes, [[(p, n) for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)] or
                                   [(p, len(p.remaining) - 1)] for p in panels]  # fmt: skip
     else:
@@ -493,27 +527,28 @@ def draw_figure(figure: str | None, name: str, panels: list[Panel], out: Path) -
         for ax, cell in zip(line, row):
             draw(ax, *cell)
         shown = [*line[: len(row)]]
-        for together in [shown] if draw is draw_levels else [[ax] for ax in shown]:
-            finish(together)
+        for together in [[ax] for ax in shown] if draw is draw_sizes else [shown]:
+            finish(together, **text)
     lines = max(len(ax.get_legend_handles_labels()[1]) for ax in page.axes)
     page.set_figheight((4 + 0.16 * lines) * len(rows))
     page.suptitle(name, fontsize=12)
     page.tight_layout()
-    return save(page, out / (f"{name}-figure{figure}" if figure else name))
+    return save(page, args.out / (name + ending))
 
 
-def finish(axes: list) -> None:
+def finish(axes: list, ylabel: str = "test accuracy (%)", band: str = "one sample std. deviation",
+           thin: str = "published") -> None:  # fmt: skip
     """One vertical range for these panels, of what their lines show (a wide band is cut); grids, legends."""
     shown = np.concatenate([line.get_ydata() for ax in axes for line in ax.get_lines()])
     room = 0.05 * (shown.max() - shown.min()) or 1
     for ax in axes:
-        ax.set(ylabel="test accuracy (%)", ylim=(shown.min() - room, shown.max() + room))
+        ax.set(ylabel=ylabel, ylim=(shown.min() - room, shown.max() + room))
         ax.minorticks_off()
         ax.title.set_fontsize(10)
         ax.grid(alpha=0.25, linewidth=0.5)
-        ax.fill_between([], [], color="grey", alpha=0.3, linewidth=0, label="band: one sample std. deviation")
+        ax.fill_between([], [], color="grey", alpha=0.3, linewidth=0, label=f"band: {band}")
         if any(line.get_label().startswith("_published") for line in ax.get_lines()):
-            ax.plot([], [], color="black", linewidth=0.7, label="thin: published")
+            ax.plot([], [], color="black", linewidth=0.7, label=f"thin: {thin}")
         longest = max(map(len, ax.get_legend_handles_labels()[1]))
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
                   ncols=2 if longest < 34 else 1)  # fmt: skip
@@ -539,18 +574,34 @@ def draw_line(ax, x, mean, std, label: str, look: dict, theirs: tuple) -> None:
         ax.plot(*theirs, **look | dict(marker=None, linewidth=0.7, zorder=1.5, label=f"_published {label}"))
 
 
-def draw_levels(ax, panel: Panel) -> None:
-    """Accuracy against weights remaining: mean and standard deviation."""
-    for top in panel.whole[:1]:
+def draw_levels(ax, panel: Panel, title: str | None = None) -> None:
+    """Accuracy, or what the title says, against weights remaining: mean and standard deviation."""
+    for top in [] if title else panel.whole[:1]:
         look = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1, zorder=1)
         ax.axhline(top.mean[0], label="dense", **look)
     for c in panel.curves:
         theirs = (100 * c.twin.remaining, c.twin.mean) if c.twin else ()
         label = f"{c.name} (n={'/'.join(map(str, np.unique(c.n)))})"  # 2/3: not all have reached every level
         draw_line(ax, 100 * c.remaining, c.mean, c.std, label, style(c, panel), theirs)
+    weights_axis(ax, panel, title)
+
+
+def draw_difference(ax, panel: Panel, margin: float) -> None:
+    """Accuracy minus that of all data for t* steps by level, with 95% intervals side by side."""
+    for k, (c, top) in enumerate((c, panel.reference(c)) for c in panel.curves if panel.reference(c)):
+        each = [compare(c, top, n, n) for n in range(1, min(len(c.remaining), len(top.remaining)))]
+        mean, high = np.array([(d.difference, d.high) for d in each]).T
+        x = 100 * c.remaining[1 : len(each) + 1] * 1.01**k
+        label = f"{c.name} (n={each[0].replicates})"
+        ax.errorbar(x, mean, high - mean, capsize=2, linewidth=1, label=label, **style(c, panel))
+    ax.axhspan(-margin, margin, color="grey", alpha=0.3, linewidth=0)
+    weights_axis(ax, panel)
+
+
+def weights_axis(ax, panel: Panel, title: str | None = None) -> None:
     what = f"{panel.sizes[0]} examples" if panel.sizes else "all data"
     ticks = 100 * panel.remaining[:: 3 if len(panel.remaining) > 6 else 1]
-    ax.set(xscale="log", title=f"{what}, {panel.title}", xlabel="weights remaining (%)")
+    ax.set(xscale="log", title=title or f"{what}, {panel.title}", xlabel="weights remaining (%)")
     ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     ax.set_xlim(100 * panel.remaining[0] * 1.06, 100 * panel.remaining[-1] / 1.06)
 
@@ -623,7 +674,7 @@ def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: f
     for d in compared:
         who, said, matching = d.a.name, the_paper_says(panel, d, margin), d.b is panel.reference(d.a)
         found, dominates = full_verdict(d, margin)
-        if short and not (matching or said or d.b is d.a.twin or d.a.key == d.b.key):
+        if short and not (matching or said or d.b is d.a.twin or d.a.key == d.b.key or d.a.masks):
             continue
         if matching:
             same = [o for o in compared if o.b is d.b and panel.role(o.a) == panel.role(d.a)]
@@ -638,7 +689,7 @@ def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: f
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     head += f": accuracy of A minus B in points, mean over levels; margin {margin:g}"
-    if not panel.whole:
+    if panel.step and not panel.whole:
         head += f". No run on all data for {panel.t_star} steps, so none can be called matching"
     return table(head, rows) if rows[1:] else ""
 
@@ -673,14 +724,19 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         preset = curves[0].settings["preset"]
         panels, shown = make_panels(curves, preset), []
         for figure in args.figure if args.preset in (None, preset) else ():
-            chosen = choose(figure, panels, preset, args.size)
+            if figure in OF_PAIRS:  # of all curves at once
+                alone = [*dict.fromkeys(c for p in panels for c in p.curves)]
+                paths += OF_PAIRS[figure](name, replace(panels[0], curves=alone), args)
+                continue
+            controls = figure == "controls"
+            chosen = make_controls(curves) if controls else choose(figure, panels, preset, args.size)
             if chosen:
-                paths += draw_figure(figure, name, chosen, args.out)
+                paths += draw_figure(figure, name, chosen, args)
             else:
                 print(f"note: {name} has nothing for figure {figure}")
             shown += chosen
         # of one panel in several figures, the tables take the one with most sizes
-        shown = {(p.noise, p.rate, p.step): p for p in sorted(shown, key=lambda p: len(p.sizes))}.values()
+        shown = {(p.noise, p.rate, p.title): p for p in sorted(shown, key=lambda p: len(p.sizes))}.values()
         drawn = list(dict.fromkeys(c for p in shown for c in p.curves))
         if args.levels and first >= max((len(c.remaining) for c in drawn), default=np.inf):
             raise InputError(f"--levels: {name} has no level {first}")
@@ -697,6 +753,8 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             for text, every in ((full, 1), (brief, 3)):
                 text.append(accuracy_table(head, p, every))
                 text.append(verdict_table(head, p, compared, args.margin, short=text is brief))
+    if paths and not numbers[1:]:
+        return paths
     if not numbers[1:]:
         known = {curves[0].settings["preset"] for curves in experiments.values()}
         where = args.runs or args.paper
@@ -706,6 +764,150 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
     common.atomic_write(paths[-1], ("\n".join(full).lstrip() + "\n").encode())
     print(*filter(None, brief), sep="\n")
     return paths
+
+
+# ------------------------------------------------------------ masks on trial
+
+Weights = dict[str, Tensor]  # or masks, by name
+OF_A_START = {"loss_barrier": "loss barrier at level 0, mean (nats)",
+              "at_most_0": "share of examples at most 0", "at_most_0.01": "share of examples at most 0.01 nats",
+              "accuracy": "test accuracy (%), mean from level 1"}  # fmt: skip
+
+
+def overlap(a: Weights, b: Weights) -> tuple[float, float]:
+    """|A and B| / |A or B| of two runs' masks, by layer, and what chance gives at their layer counts."""
+    kept = [(int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in a.items()]
+    total, chance = sum(m + n for m, n, _ in kept), sum(m * n / size for m, n, size in kept)
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    return both / (total - both), chance / (total - chance)
+
+
+def between(net: nn.Module, a: Weights, b: Weights, t: float) -> nn.Module:
+    """net, at t on the straight line from a to b, batch-norm statistics included."""
+    net.load_state_dict({name: a[name].lerp(b[name], t) for name in a})
+    return net
+
+
+def error_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> float:
+    """Highest test error at 11 points of the line minus the mean of both ends, in % (Frankle et al. 2020)."""
+    errors = [100 - 100 * common.evaluate(between(net, a, b, k / 10), data)[0] for k in range(11)]
+    return max(errors) - (errors[0] + errors[10]) / 2
+
+
+def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> np.ndarray:
+    """Loss at the midpoint minus the mean of both ends, of every clean training example: [N] float64, nats.
+
+    Those at most about 0 are linearly mode connected (arXiv 2206.01278).
+    """
+    logits = [common.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)]
+    start, middle, end = (F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits)
+    return (middle - (start + end) / 2).cpu().numpy()
+
+
+def barriers(folders: list[Path], settings: dict, data: common.Data) -> tuple[np.ndarray, np.ndarray]:
+    """Of two runs: error barriers of the levels at which masks are equal, loss barriers [N] at level 0."""
+    errors, device = [], data.labels.device
+    net = common.ResNet(settings["depth"], settings["width"], data.test.shape[3], settings["classes"])
+    net.to(device, memory_format=torch.channels_last)
+    for files in zip(*(sorted(folder.glob("level*.safetensors")) for folder in folders)):
+        tensors = [common.load_tensors(file)[0] for file in files]
+        a, b = (common.part(t, "mask") for t in tensors)
+        if any(not mask.equal(b[name]) for name, mask in a.items()):
+            break
+        a, b = ({name: t.to(device) for name, t in common.part(t, "weight").items()} for t in tensors)
+        if not errors:
+            examples = loss_barrier(net, a, b, data)
+        errors.append(error_barrier(net, a, b, data))
+    return np.array(errors), examples
+
+
+def curve_of(values: dict, c: Curve, thin: dict | None = None) -> Curve:
+    """A curve like c of something else than accuracy, {replicate: [levels]}; thin: one to draw behind it."""
+    c = replace(c, accuracy=values, remaining=c.remaining[: max(map(len, values.values()))])
+    return replace(c, twin=thin and replace(c, accuracy=thin))
+
+
+def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
+    """How alike the masks are that runs found for themselves: two settings of one seed, two seeds of one."""
+    found, pairs, rows = {}, {}, [["a", "b", "seed_a", "seed_b", "level", "overlap", "chance"]]
+    for c, seed, folder in ((c, *run) for c in panel.curves for run in c.folders.items()):
+        files = sorted(folder.glob("level*.safetensors"))
+        found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
+    for (a, s), (b, t) in itertools.combinations(found, 2):
+        if (a is b) != (s == t) and all(a.settings[key] == b.settings[key] for key in ("depth", "width")):
+            each = [overlap(*masks) for masks in zip(found[a, s], found[b, t])]
+            rows += [[a.name, b.name, s, t, level, *both] for level, both in enumerate(each)]
+            mine, chance = pairs.setdefault((a, b), ({}, {}))
+            mine[s, t], chance[s, t] = 100 * np.array(each).T
+    page, (axes,) = new_page(1, 2, 10, 5.5)
+    for ax, what in zip(axes, (f"one seed, with {panel.curves[0].name}", "two seeds of one setting")):
+        lines = [curve_of(mine, b, chance) for (a, b), (mine, chance) in pairs.items()
+                 if (a is b) == (ax is axes[1]) and a in (b, panel.curves[0])]  # fmt: skip
+        if lines:
+            draw_levels(ax, replace(panel, curves=lines), what)
+            finish([ax], "overlap |A and B| / |A or B| of the masks (%)", thin="chance")
+    page.tight_layout()
+    return [*save(page, args.out / f"{name}-masks"), write_csv(args.out / f"{name}-masks.csv", rows)]
+
+
+def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
+    """How stable training from a start is: barriers between its networks of two batch orders."""
+    device, settings, others, found = common.resolve_device(args.device), panel.curves[0].settings, {}, {}
+    data = common.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
+    if data.fingerprint != settings["fingerprint"]:
+        raise InputError(f"{args.data_dir}: not the images that {name} was trained on")
+    for path in sorted(args.runs.rglob("level00.safetensors")):
+        info = common.load_info(path)
+        if info.get("order_seed") not in (None, info["recipe"]["seed"]):
+            others[info["rewind_sha256"]] = path.parent
+    runs = [(c, seed, folder, others.get(common.load_info(folder / "level00.safetensors")["rewind_sha256"]))
+            for c in panel.curves for seed, folder in c.folders.items()]  # fmt: skip
+    for c, seed, *pair in tqdm([run for run in runs if run[-1]], "starts", disable=None, leave=False):
+        found.setdefault(c, {})[seed] = barriers(pair, c.settings, data)
+    if not found:
+        print(f"note: {name} has no two runs of one starting point under different batch orders")
+        return []
+    lines = [curve_of({seed: errors for seed, (errors, _) in each.items()}, c) for c, each in found.items()]
+    paths, starts, last = [], [], len(panel.remaining) - 1
+    rows = [["curve", "seed", "level", "weights_remaining", "error_barrier", *OF_A_START]]
+    for c, each in found.items():
+        start = {seed: (b.mean(), (b <= 0).mean(), (b <= 0.01).mean(), c.over(1, last).get(seed, np.nan))
+                 for seed, (_, b) in each.items()}  # fmt: skip
+        rows += [[c.name, seed, n, c.remaining[n], error, *(start[seed] if n == 0 else [""] * 4)]
+                 for seed, (errors, _) in each.items() for n, error in enumerate(errors)]  # fmt: skip
+        starts.append(np.array([*start.values()]))
+        paths.append(args.out / f"barrier-{name}-{re.sub('[^A-Za-z0-9_.=-]+', '-', c.name)}.npy")
+        about = {"select": "barrier", "curve": c.name, "starts": len(each), "label_noise": 0.0}
+        about |= {key: settings[key] for key in ("preset", "dataset", "fingerprint")}
+        score = np.mean([examples for _, examples in each.values()], axis=0).astype(np.float32)
+        common.save_array(paths[-1], score, about | {"made_by": common.made_by(device)})
+    said = [[c.name, len(values), *map(spread, values.T)] for c, values in zip(lines, starts)]
+    print(table(f"{name}: one start, two batch orders, level 0", [["", "starts", *OF_A_START], *said]))
+    paths += draw_starts(args.out / f"{name}-barrier", replace(panel, curves=lines), starts)
+    return [*paths, write_csv(args.out / f"{name}-barrier.csv", rows)]
+
+
+def draw_starts(path: Path, panel: Panel, starts: list[np.ndarray]) -> list[Path]:
+    """Error barriers by level, then points: [starts, 4] of every curve, what OF_A_START says."""
+    from scipy.stats import spearmanr  # takes half a second
+
+    every, what = np.concatenate(starts), [*OF_A_START.values()]
+    drawn = [(0, 2)] if np.isnan(every[:, 3]).all() else [(0, 2), (0, 3), (2, 3)]
+    page, (axes,) = new_page(1, 1 + len(drawn), 5 * (1 + len(drawn)), 5.5)
+    draw_levels(axes[0], panel, "between networks of two batch orders")
+    finish([axes[0]], "error barrier (points)")
+    for ax, (x, y) in zip(axes[1:], drawn):
+        for c, values in zip(panel.curves, starts):
+            ax.plot(values[:, x], values[:, y], **{"marker": "s"} | style(c, panel) | {"linestyle": ""})
+        known = every[~np.isnan(every[:, y])]
+        rho = spearmanr(known[:, x], known[:, y]).statistic
+        ax.set(xlabel=what[x], ylabel=what[y], title=f"{len(known)} starts, rank correlation {rho:+.2f}")
+        ax.grid(alpha=0.25, linewidth=0.5)
+    page.tight_layout()
+    return save(page, path)
+
+
+OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
 
 
 # ------------------------------------------------------------ figures of one run, and of scores
@@ -746,8 +948,6 @@ def draw_run(args: argparse.Namespace) -> list[Path]:
 
 def load_scores(args: argparse.Namespace) -> tuple:
     """(Data, scores [N], the labels that were scored [N], their wrongness [N]) of --scores."""
-    import torch
-
     sidecar = common.read_sidecar(args.scores)
     args.preset = args.preset or sidecar.get("preset")
     args.dataset = args.dataset or sidecar.get("dataset")
@@ -815,8 +1015,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
-    add("--figure", nargs="+", choices=[*"234567", *INSIDE], metavar="F",
-        help="2 to 7 of the paper; run, examples, scores (default: every panel there is)")  # fmt: skip
+    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", *OF_PAIRS, *INSIDE], metavar="F",
+        help="2 to 7 of the paper; difference, controls, masks, barrier; run, examples, scores "
+             "(default: every panel there is)")  # fmt: skip
     add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
     add("--preset", choices=common.PRESETS,
         help="only this experiment; for examples and scores, what the sidecar does not say")  # fmt: skip
@@ -827,6 +1028,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--scores", type=Path, metavar="NPY", help="scores of score_el2n.py, for examples and scores")
     add("--dataset", choices=common.READERS, help="for examples and scores, what the sidecar does not say")
     add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (data)")
+    add("--device", default="auto", help="for barrier: auto, cpu, cuda or cuda:i (default: a GPU if any)")
     add("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
     args = parser.parse_args(argv)
     args.figure = list(dict.fromkeys(args.figure or [None]))
@@ -836,8 +1038,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         (args.size is not None and not asked & {"2", "3"}, "--size belongs to --figure 2 and 3"),
         (bool(args.scores) != bool(asked & {"examples", "scores"}),
          "--scores and --figure examples or scores belong together"),
-        (asked & {*INSIDE} and asked - {*INSIDE}, "run, examples, scores do not go with the paper's figures"),
-        (not args.runs and ("run" in asked or not (args.paper or args.scores)),
+        (asked & {*INSIDE} and asked - {*INSIDE}, "run, examples, scores do not go with the other figures"),
+        (not args.runs and (asked & {"run", "controls", *OF_PAIRS} or not (args.paper or args.scores)),
          "a folder with runs is needed, or --paper to draw the published curves alone"),
     ):  # fmt: skip
         if wrong:
