@@ -511,7 +511,7 @@ def finish(axes: list) -> None:
             ax.plot([], [], color="black", linewidth=0.7, label="thin: published")
         longest = max(map(len, ax.get_legend_handles_labels()[1]))
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
-                  ncols=2 if longest < 34 else 1)  # fmt: skip
+                  ncols=2 if longest < 34 else 1, handlelength=3.2)  # fmt: skip
 
 
 def style(c: Curve, panel: Panel) -> dict:
