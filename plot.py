@@ -158,7 +158,7 @@ def deviation(values: np.ndarray) -> float:
 def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     """(settings, fraction of weights [levels], accuracy in % [levels]) of a results.csv.
 
-    InputError: not readable, or not what the level files beside it say.
+    The settings are those of a level file beside it; one is enough, so the others need not be copied along.
     """
     with common.reading(path), open(path, newline="") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
@@ -167,20 +167,15 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
         possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
         if [*level] != [*range(len(rows))] or not possible.all():
             raise InputError(f"{path}: a level is missing, or a fraction is outside [0, 1]")
-    settings = {}
-    for file in sorted(path.parent.glob("level*.safetensors")):
+    for file in sorted(path.parent.glob("level*.safetensors"))[:1]:
         info = common.load_info(file)
         with common.reading(file):
-            row, level = info["row"], int(file.stem.removeprefix("level"))
-            if row["level"] != level or not 0 <= row["test_accuracy"] <= 1:
-                raise InputError(f"{file}: holds level {row['level']}, accuracy {row['test_accuracy']}")
-            if level < len(rows) and any(rows[level][key] != row[key] for key in row):
-                raise InputError(f"{path}: its level {level} is not that of {file.name}")
+            if rows and info["row"] != rows[info["row"]["level"]]:
+                raise InputError(f"{path}: its level {info['row']['level']} is not that of {file.name}")
             settings = settings_of(info)
             shared_by_replicates(settings)  # a recipe that lacks something is this file's fault
-    if not settings:
-        raise InputError(f"{path}: no level file beside it says what was trained")
-    return settings, remaining, 100 * accuracy
+        return settings, remaining, 100 * accuracy
+    raise InputError(f"{path}: no level file beside it says what was trained")
 
 
 def settings_of(info: dict) -> dict:
@@ -551,7 +546,7 @@ def finish(axes: list, ylabel: str = "test accuracy (%)", band: str = "one sampl
             ax.plot([], [], color="black", linewidth=0.7, label=f"thin: {thin}")
         longest = max(map(len, ax.get_legend_handles_labels()[1]))
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
-                  ncols=2 if longest < 34 else 1)  # fmt: skip
+                  ncols=2 if longest < 34 else 1, handlelength=3.2)  # fmt: skip
 
 
 def style(c: Curve, panel: Panel) -> dict:
@@ -927,9 +922,6 @@ def draw_run(args: argparse.Namespace) -> list[Path]:
         tensors, _ = common.load_tensors(path)
         masks = {name: tensors[f"mask.{name}"] for name in network.prunable() if f"mask.{name}" in tensors}
         shares.append([100 * mask.double().mean() for mask in masks.values()])
-    rows = [["layer", "left", "of", "share"]]
-    rows += [[name, int(m.sum()), m.numel(), f"{m.double().mean():.2%}"] for name, m in masks.items()]
-    print(table(f"{folder}: weights left at level {level}", rows))
     page, ((curve, layers),) = new_page(1, 2, 13, max(4.5, 0.2 * len(masks) + 1.5))
     curve.plot(accuracy, "o-", color=STYLES["t*"]["color"], markersize=4)
     curve.set(xlabel="level", ylabel="test accuracy (%)", title="/".join(folder.parts[-2:]))

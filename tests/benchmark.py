@@ -5,8 +5,7 @@ workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.
 TF32 is off and cuDNN deterministic for both. Images are random; they cost what real ones of 32 x 32 cost.
 
 "of matmul": the operations a second of our convolutions beside those of a large matrix product in the same
-precision; "of copy": the bytes that our step would move if every operation read and wrote memory (what is
-fused or cached moves less) beside those of a large copy. Both ceilings are measured first.
+precision, which is measured first.
 
 --compile asks what fusing would bring: forward pass and loss of our step go through torch.compile, once for
 all networks; what is around them stays. The stages do not: where this was measured it brought nothing.
@@ -32,8 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -93,44 +90,24 @@ def our_loop(group: common.Group) -> Iterator[int]:
     return common.train(group, 10**9, peak=group.recipe["lr"])
 
 
-class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, each as if it were a kernel of its own; views are free."""
-
-    moved = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            found = tree_leaves((args, kwargs, out))
-            self.moved += sum(t.nbytes for t in found if isinstance(t, torch.Tensor))
-        return out
-
-
-def cost(group: common.Group) -> tuple[int, int]:
-    """(floating-point operations of convolutions and matrix products, bytes moved) of one eager step."""
-    eager = torch.compiler.set_stance("force_eager")
-    with eager, FlopCounterMode(display=False) as flops, Traffic() as traffic:
+def cost(group: common.Group) -> int:
+    """Floating-point operations of the convolutions and matrix products of one eager step."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as flops:
         group.step(0)
-    return flops.get_total_flops(), traffic.moved
+    return flops.get_total_flops()
 
 
-def ceilings(device: torch.device, precision: str) -> tuple[float, float]:
-    """The best of ten on this device: operations a second in a matrix product, bytes a second in a copy."""
-    cuda = device.type == "cuda"
-    n, size = (8192, 2**30) if cuda else (2048, 2**28)
+def ceiling(device: torch.device, precision: str) -> float:
+    """Operations a second in a large matrix product, the best of ten on this device."""
+    n, times = 8192 if device.type == "cuda" else 2048, []
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    x, y = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    best = []
-    for work in (lambda: a @ a, lambda: y.copy_(x)):
-        times = []
-        for _ in range(11):  # the first one warms up
-            began = time.perf_counter()
-            work()
-            if cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        best.append(min(times[1:]))
-    return 2 * n**3 / best[0], 2 * size / best[1]
+    for _ in range(11):  # the first one warms up
+        began = time.perf_counter()
+        a @ a
+        if a.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * n**3 / min(times[1:])
 
 
 def longest_kernels(loop: Iterator, device: torch.device, steps: int = 5) -> list[tuple[str, float]]:
@@ -203,8 +180,8 @@ def main() -> None:
           f"ours in {precision}{', compiled' if args.compile else ''}", sep=", ")  # fmt: skip
     if args.compile:
         common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
-    operations, bandwidth = ceilings(device, precision)
-    print(f"{precision} matrix product {operations / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
+    operations = ceiling(device, precision)
+    print(f"{precision} matrix product {operations / 1e12:.2f} TFLOP/s")
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
     labels = draw.integers(0, 10, EXAMPLES)
@@ -217,7 +194,7 @@ def main() -> None:
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
         recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision}
         group = accept.group_on(images, labels, recipe, device, networks)
-        flops, moved = cost(group)
+        flops = cost(group)
         loops = (plain_loop(images, labels, recipe, device), our_loop(group))
         times = [[], []]
         for turn in range(args.rounds + 1):
@@ -234,7 +211,6 @@ def main() -> None:
             "images/s": f"{batch * networks / ours:.0f}", "times faster": f"{networks * plain / ours:.2f}",
             "level h": f"{level:.2f}", "IMP run h": f"{(1 + recipe['levels']) * level:.1f}",
             "of matmul": f"{networks * flops / ours / operations:.0%}",
-            "of copy": f"{networks * moved / ours / bandwidth:.0%}",
             "peak GiB": f"{peak_memory(device) / 2**30:.2f}",
         })  # fmt: skip
         if len(rows) == 1:

@@ -614,33 +614,14 @@ def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, pages, capfd):
     for level in range(3):
         tensors = safetensors.numpy.load_file(folder / f"level{level:02d}.safetensors")
         np.testing.assert_allclose(drawn[:, level], [100 * tensors[f"mask.{name}"].mean() for name in names])
-    mask = tensors["mask.linear.weight"]
-    assert f"| {mask.sum()} | {mask.size} |" in " ".join(capfd.readouterr().out.split())
     (folder / "level01.safetensors").unlink()
     assert draw(*argv) == 2
     assert "level01" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("change", [dict(level=0), dict(level=7), dict(test_accuracy=17.0)])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_a_level_file_may_not_claim_what_it_likes(tmp_path, change, rows, capsys):
-    """Another level, an accuracy above 1; also without a checksum, and where results.csv is behind."""
-    folder = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7])
-    lines = (folder / "results.csv").read_text().splitlines(keepends=True)
-    (folder / "results.csv").write_text("".join(lines[: 1 + rows]))
-    path = folder / "level01.safetensors"
-    info = common.load_info(path)
-    info["row"] |= change
-    safetensors.numpy.save_file({}, path, {"json": json.dumps(info)})
-    assert draw(tmp_path, "--out", tmp_path) == 2
-    error = capsys.readouterr().err
-    assert "level01" in error
-    assert error.count("\n") == 1
-
-
 def test_a_level_file_must_agree_with_results(tmp_path, capsys):
     path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7]) / "results.csv"
-    path.write_text(path.read_text().replace(",0.8\n", ",0.9\n"))
+    path.write_text(path.read_text().replace(",0.9\n", ",0.8\n"))
     assert draw(tmp_path, "--out", tmp_path) == 2
     assert str(path) in capsys.readouterr().err
 
