@@ -764,9 +764,12 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
 # ------------------------------------------------------------ masks on trial
 
 Weights = dict[str, Tensor]  # or masks, by name
-OF_A_START = {"loss_barrier": "loss barrier at level 0, mean (nats)",
-              "at_most_0": "share of examples at most 0", "at_most_0.01": "share of examples at most 0.01 nats",
-              "accuracy": "test accuracy (%), mean from level 1"}  # fmt: skip
+OF_A_START = {
+    "loss_barrier": "loss barrier at level 0, mean (nats)",
+    "at_most_0": "share of examples at most 0",
+    "at_most_0.01": "share of examples at most 0.01 nats",
+    "accuracy": "test accuracy (%), mean from level 1",
+}
 
 
 def overlap(a: Weights, b: Weights) -> tuple[float, float]:
@@ -825,9 +828,10 @@ def curve_of(values: dict, c: Curve, thin: dict | None = None) -> Curve:
 def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     """How alike the masks are that runs found for themselves: two settings of one seed, two seeds of one."""
     found, pairs, rows = {}, {}, [["a", "b", "seed_a", "seed_b", "level", "overlap", "chance"]]
-    for c, seed, folder in ((c, *run) for c in panel.curves for run in c.folders.items()):
-        files = sorted(folder.glob("level*.safetensors"))
-        found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
+    for c in panel.curves:
+        for seed, folder in c.folders.items():
+            files = sorted(folder.glob("level*.safetensors"))
+            found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
     for (a, s), (b, t) in itertools.combinations(found, 2):
         if (a is b) != (s == t) and all(a.settings[key] == b.settings[key] for key in ("depth", "width")):
             each = [overlap(*masks) for masks in zip(found[a, s], found[b, t])]

@@ -1,9 +1,12 @@
 """Masks on trial: training under the masks of another run, and the figures about masks."""
 
+import csv
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, snapshot
+from conftest import TINY, TINY_RUNS, run_all, snapshot
 from test_crash import crash_everywhere, run  # noqa: F401 - a server whose processes are killed at any write
 from test_imp import level, same_levels, start
 
@@ -14,7 +17,7 @@ import plot
 def part(folder, n, which):
     """{name: tensor} of the weights, masks or next masks of a level."""
     cut = len(which) + 1
-    return {name[cut:]: t for name, t in level(folder, n)[0].items() if name[:cut] == which + "."}
+    return {name[cut:]: t for name, t in sorted(level(folder, n)[0].items()) if name[:cut] == which + "."}
 
 
 def equal(a, b):
@@ -200,3 +203,106 @@ def test_a_network_and_itself_have_barrier_0(digits, ends):
     net = common.ResNet(8, 2, 1, 10)
     assert plot.error_barrier(net, ends[0], ends[0], digits) == 0
     assert not plot.loss_barrier(net, ends[0], ends[0], digits).any()
+
+
+# ------------------------------------------------------------ run_all.sh and the figures
+
+
+def draw(*argv):
+    assert common.cli(plot.main, [*map(str, argv)]) == 0
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def controls(tmp_path_factory):
+    """`run_all.sh digits controls` at a tiny scale: two seeds, two prunings; the folder it ran in."""
+    where = tmp_path_factory.mktemp("controls")
+    flags = "--depth 8 --width 2 --total-steps 40 --milestones 30"
+    done = run_all("digits", "controls", cwd=where, **TINY_RUNS | {"SEEDS": "0 1", "FLAGS": flags})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where
+
+
+def test_controls_are_paired_with_the_run_whose_masks_they_have(controls):
+    rows = read_csv(controls / "figures/digits/controls/verdicts.csv")
+    found = {(row["a"], row["b"]): row for row in rows if row["first_level"] != row["last_level"]}
+    everything, easy = "all data, 20 steps", "easy 256, 10 steps"
+    for own, called, others in ((everything, "all 20", [easy]), (easy, "easy 256 10", [])):
+        under = [f"{name}, masks={called}" for name in ("no pre-training", *others)]
+        for control in (*under, f"{own}, masks={called}, shuffled"):
+            assert found[control, own]["replicates"] == "2 paired"
+    tables = [[read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv") for seed in (0, 1)]
+              for name in ("all-t20-reinit", "all-t20")]  # fmt: skip
+    reached = [100 * np.mean([float(r["test_accuracy"]) for rows in runs for r in rows[1:]]) for runs in tables]
+    difference = found["no pre-training, masks=all 20", everything]["difference"]
+    assert float(difference) == pytest.approx(reached[0] - reached[1])
+    assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
+    draw(controls / "runs/digits", "--out", controls / "plain")  # other figures go without
+    assert not any("masks=" in row["curve"] for row in read_csv(controls / "plain/summary.csv"))
+
+
+def test_figure_masks_against_numpy(controls):
+    rows = read_csv(controls / "figures/digits/controls/digits-masks.csv")
+    assert len(rows) == 3 * 4  # levels; two schemes of each seed, two seeds of each scheme
+    folders = {"all data, 20 steps": "all-t20", "easy 256, 10 steps": "easy-256-t10"}
+    for row in rows:
+        runs = [controls / f"runs/digits/{folders[row[x]]}/seed{row['seed_' + x]}" for x in "ab"]
+        found = [part(folder, int(row["level"]), "mask") for folder in runs]
+        a, b = (np.concatenate([mask.flatten() for mask in masks.values()]) for masks in found)
+        assert float(row["overlap"]) == (a & b).sum() / (a | b).sum()
+
+
+def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
+    root = tmp_path / "runs"
+    for name in ("all-t20", "easy-256-t10"):
+        shutil.copytree(controls / "runs/digits" / name, root / name)
+    rewinds = [root / "all-t20" / seed / "rewind.safetensors" for seed in ("seed0", "seed1")]
+    for extra, name in ((["--masks", *(path.parent for path in rewinds)], "again"), ([], "other-masks")):
+        ok("imp", *rewinds[: 2 if extra else 1], *extra, "--order-seed", 1000, "--levels", 2,
+           "--out", *[root / name / seed for seed in ("seed0", "seed1")[: 2 if extra else 1]])  # fmt: skip
+        draw(root, "--figure", "barrier", "--out", tmp_path / name, "--device", "cpu")
+        if extra:
+            shutil.rmtree(root / name)
+    rows = read_csv(tmp_path / "again/digits-barrier.csv")
+    assert [(row["seed"], row["level"]) for row in rows] == [(seed, n) for seed in "01" for n in "012"]
+    assert len(read_csv(tmp_path / "other-masks/digits-barrier.csv")) == 1  # equal masks at level 0 alone
+    net = common.ResNet(8, 2, 1, 10)
+    ends = [part(root / folder / "seed0", 0, "weight") for folder in ("all-t20", "other-masks")]
+    examples = plot.loss_barrier(net, *ends, digits)
+    assert float(rows[0]["error_barrier"]) == plot.error_barrier(net, *ends, digits)
+    assert [float(rows[0][key]) for key in ("loss_barrier", "at_most_0", "at_most_0.01")] == [
+        examples.mean(), (examples <= 0).mean(), (examples <= 0.01).mean()]  # fmt: skip
+    own = read_csv(root / "all-t20/seed0/results.csv")
+    mean = np.mean([100 * float(row["test_accuracy"]) for row in own[1:]])
+    assert float(rows[0]["accuracy"]) == pytest.approx(mean)
+    scores = tmp_path / "other-masks/barrier-digits-all-data-20-steps.npy"
+    assert np.array_equal(np.load(scores), examples.astype(np.float32))
+    ok("subset", "--select", "easy", "--size", 99, "--scores", scores, "--out", tmp_path / "connected.npy")
+    assert common.read_sidecar(tmp_path / "connected.npy")["score"] == "barrier"
+
+
+def test_figure_difference_draws_the_intervals_of_the_verdicts(controls, monkeypatch, tmp_path):
+    pages = []
+    monkeypatch.setattr(plot, "save", lambda page, path: pages.append(page) or [path])
+    draw(controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
+    (ax,) = pages[0].axes
+    rows = {row["last_level"]: row for row in read_csv(tmp_path / "verdicts.csv")
+            if row["first_level"] == row["last_level"]}  # fmt: skip
+    ((line, caps, _),) = ax.containers
+    for drawn, key in ((line, "difference"), (caps[0], "low"), (caps[1], "high")):
+        assert drawn.get_ydata() == pytest.approx([float(rows[n][key]) for n in "12"])
+    assert [ax.patches[0].get_y(), ax.patches[0].get_height()] == [-2, 4]
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", "cifar100", "cinic10"])
+def test_stability_is_a_second_order_of_every_starting_point(tmp_path, preset):
+    lines = run_all(preset, "stability", cwd=tmp_path, DRY_RUN=1, SEEDS="0 1").stdout.splitlines()
+    second = [line for line in lines if "--order-seed 1000" in line]
+    starts = [line.split(" --out ")[1] for line in lines if "pretrain.py" in line]
+    assert 2 * len(second) == len(starts)
+    assert all(sum(start in line for line in second) == 1 for start in starts)
+    assert all("--levels 0" in line and "--masks" in line for line in second)
+    assert "--figure barrier" in lines[-1]
