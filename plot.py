@@ -859,9 +859,10 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
         info = common.load_info(path)
         if info.get("order_seed") not in (None, info["recipe"]["seed"]):
             others[info["rewind_sha256"]] = path.parent
-    runs = [(c, seed, folder, others.get(common.load_info(folder / "level00.safetensors")["rewind_sha256"]))
+    runs = [(c, seed, folder, common.load_info(folder / "level00.safetensors").get("rewind_sha256"))
             for c in panel.curves for seed, folder in c.folders.items()]  # fmt: skip
-    for c, seed, *pair in tqdm([run for run in runs if run[-1]], "starts", disable=None, leave=False):
+    runs = [(c, seed, folder, others[start]) for c, seed, folder, start in runs if start in others]
+    for c, seed, *pair in tqdm(runs, "starts", disable=None, leave=False):
         found.setdefault(c, {})[seed] = barriers(pair, c.settings, data)
     if not found:
         print(f"note: {name} has no two runs of one starting point under different batch orders")

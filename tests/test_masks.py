@@ -1,4 +1,4 @@
-"""Masks on trial: training under the masks of another run, and the figures about masks."""
+"""Masks on trial: training under the masks of another run, and the figures about it."""
 
 import csv
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_RUNS, run_all, snapshot
+from conftest import TINY, TINY_RUNS, recipe, run_all, snapshot
 from test_crash import crash_everywhere, run  # noqa: F401 - a server whose processes are killed at any write
 from test_imp import level, same_levels, start
 
@@ -16,8 +16,7 @@ import plot
 
 def part(folder, n, which):
     """{name: tensor} of the weights, masks or next masks of a level."""
-    cut = len(which) + 1
-    return {name[cut:]: t for name, t in sorted(level(folder, n)[0].items()) if name[:cut] == which + "."}
+    return dict(sorted(common.part(level(folder, n)[0], which).items()))
 
 
 def equal(a, b):
@@ -89,21 +88,17 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, call, pruned, t
 
 
 def test_names_of_starting_points():
-    all_data = {"scheme": "all", "subset_size": None, "class_balanced": None, "label_noise": 0.0}
-    subset = {"scheme": "easy", "subset_size": 3200, "class_balanced": False, "label_noise": 0.5}
-    assert [common.start_name(recipe | {"rewind_step": step}) for recipe, step in (
-        (all_data, 400), (subset, 200), (subset | {"class_balanced": True}, 200), (subset, 0),
-        (subset | {"scheme": "random", "class_balanced": True, "label_noise": 0.0}, 200))] == [
-        "all 400", "easy 3200 200 noise 50%", "easy balanced 3200 200 noise 50%", "init", "random 3200 200",
-    ]  # fmt: skip
+    easy = {"scheme": "easy", "subset_size": 32, "class_balanced": False, "label_noise": 0, "rewind_step": 9}
+    balanced = {"class_balanced": True}
+    for change, name in (({"label_noise": 0.5}, "easy 32 9 noise 50%"), (balanced, "easy balanced 32 9"),
+                         (balanced | {"scheme": "random"}, "random 32 9"), ({"rewind_step": 0}, "init")):  # fmt: skip
+        assert common.start_name(easy | change) == name
 
 
 def test_masks_that_cannot_be_used_are_one_line(ok, call, pruned, tmp_path):
     own, other = pruned
-    wide = start(ok, tmp_path / "wide", "--width", 3)
-    deep = start(ok, tmp_path / "deep", "--depth", 14)
+    wide, deep = start(ok, tmp_path / "wide", "--width", 3), start(ok, tmp_path / "deep", "--depth", 14)
     ok("imp", other, "--masks", own, "--levels", 0, "--out", tmp_path / "control")
-    out = tmp_path / "out"
     before = snapshot(tmp_path)
     for rewind, flags, words in (
         (other, ["--masks", own, "--levels", 3], ["own has not finished level 3"]),
@@ -113,14 +108,12 @@ def test_masks_that_cannot_be_used_are_one_line(ok, call, pruned, tmp_path):
         (other, ["--masks", own, own], ["--masks: 2 folders for 1"]),
         (other, ["--masks", tmp_path / "control"], ["control", "itself under the masks of all 5"]),
         (other, ["--masks", own, "--levels", 0, "--prune-fraction", 0.3], ["0.3 contradicts 0.2"]),
+        (other, ["--masks", own, "--out", own / ".." / "own", "--force"], ["is a folder to write to"]),
         (other, ["--shuffle-masks"], ["--shuffle-masks needs --masks"]),
     ):
-        status, _, err = call("imp", rewind, *flags, "--out", out)
+        status, _, err = call("imp", rewind, "--out", tmp_path / "out", *flags)
         assert (status, err.count("\n")) == (2, 1), err
         assert all(word in err for word in words), err
-    for same in (own, own / ".." / "own"):
-        status, _, err = call("imp", other, "--masks", own, "--out", same, "--force")
-        assert (status, "is a folder to write to" in err) == (2, True)
     assert snapshot(tmp_path) == before
 
 
@@ -144,64 +137,47 @@ def test_a_control_killed_inside_every_write_ends_with_the_same_bits(run, tmp_pa
 # ------------------------------------------------------------ overlap and barriers
 
 
-def random_masks(draw, shares, shapes=((4, 3, 3, 3), (8, 4), (50, 7))):
-    return {str(k): torch.from_numpy((draw.random(shape) < share).astype(np.uint8))
-            for k, (share, shape) in enumerate(zip(shares, shapes))}  # fmt: skip
-
-
 def test_overlap_against_numpy_and_chance_against_a_simulation():
-    draw = np.random.default_rng(0)
-    a, b = random_masks(draw, (0.9, 0.5, 0.1)), random_masks(draw, (0.5, 0.6, 0.2))
+    draw, shapes = np.random.default_rng(0), {"a": (4, 3, 3, 3), "b": (8, 4), "c": (50, 7)}
+    a, b = ({name: torch.from_numpy((draw.random(shape) < share).astype(np.uint8))
+             for (name, shape), share in zip(shapes.items(), shares)}
+            for shares in ((0.9, 0.5, 0.1), (0.5, 0.6, 0.2)))  # fmt: skip
     flat = [np.concatenate([m.numpy().ravel() for m in x.values()]).astype(bool) for x in (a, b)]
     found, chance = plot.overlap(a, b)
     assert found == (flat[0] & flat[1]).sum() / (flat[0] | flat[1]).sum()
     assert plot.overlap(a, a)[0] == 1
-    both = []  # of masks with these layer counts, drawn at random
-    for _ in range(2000):
-        both.append(sum((draw.permutation(a[k].flatten()) & b[k].flatten().numpy()).sum() for k in a))
-    total = sum(map(np.sum, flat))
-    assert chance == pytest.approx(np.mean(both) / (total - np.mean(both)), abs=0.002)
+    both = np.mean([sum((draw.permutation(a[k].flatten()) & b[k].flatten().numpy()).sum() for k in a)
+                    for _ in range(2000)])  # fmt: skip
+    assert chance == pytest.approx(both / (sum(map(np.sum, flat)) - both), abs=0.002)
 
 
-@pytest.fixture(scope="module")
-def ends(digits):
-    """Two trained networks, as state dicts."""
-    from conftest import recipe
-
-    weights = []
+def test_barriers_against_plain_pytorch(digits):
+    ends = []
     for seed in (1, 2):
         member = common.Member("x", recipe(), digits, 0)
-        member.seed = seed
+        member.seed = seed  # another order from the same weights
         for _ in common.train(common.Group([member], digits, recipe()), 40, peak=0.3):
             pass
-        weights.append({name: t.clone() for name, t in member.weights().items()})
-    return weights
+        ends.append({name: t.clone() for name, t in member.weights().items()})
 
-
-def test_barriers_against_plain_pytorch(digits, ends):
     def at(t, images):
         net = common.ResNet(8, 2, 1, 10).eval()
         net.load_state_dict({name: (1 - t) * ends[0][name] + t * ends[1][name] for name in ends[0]})
-        x = (images.float() - digits.mean) / digits.std
         with torch.no_grad():
-            return net(x.permute(0, 3, 1, 2))
+            return net(((images.float() - digits.mean) / digits.std).permute(0, 3, 1, 2))
 
     net = common.ResNet(8, 2, 1, 10)
     mine = plot.loss_barrier(net, *ends, digits)
     assert (mine.shape, mine.dtype) == ((len(digits.labels),), np.float64)
     for k in range(0, len(mine), 97):
-        losses = [-at(t, digits.train_images()[k : k + 1]).double()[0].log_softmax(0)[digits.labels[k]]
-                  for t in (0, 0.5, 1)]  # fmt: skip
-        assert mine[k] == pytest.approx((losses[1] - (losses[0] + losses[2]) / 2).item(), abs=1e-4)
-    errors = [100 * (at(k / 10, digits.test).argmax(1) != digits.test_labels).double().mean().item()
-              for k in range(11)]  # fmt: skip
+        a, middle, b = (-at(t, digits.train_images()[k : k + 1]).double()[0].log_softmax(0)[digits.labels[k]]
+                        for t in (0, 0.5, 1))  # fmt: skip
+        assert mine[k] == pytest.approx((middle - (a + b) / 2).item(), abs=1e-4)
+    wrong = [at(k / 10, digits.test).argmax(1) != digits.test_labels for k in range(11)]
+    errors = [100 * each.double().mean().item() for each in wrong]
     assert plot.error_barrier(net, *ends, digits) == pytest.approx(max(errors) - (errors[0] + errors[10]) / 2)
     assert max(errors) > min(errors)
-
-
-def test_a_network_and_itself_have_barrier_0(digits, ends):
-    net = common.ResNet(8, 2, 1, 10)
-    assert plot.error_barrier(net, ends[0], ends[0], digits) == 0
+    assert plot.error_barrier(net, ends[0], ends[0], digits) == 0  # exactly, of a network and itself
     assert not plot.loss_barrier(net, ends[0], ends[0], digits).any()
 
 
@@ -230,15 +206,15 @@ def test_controls_are_paired_with_the_run_whose_masks_they_have(controls):
     rows = read_csv(controls / "figures/digits/controls/verdicts.csv")
     found = {(row["a"], row["b"]): row for row in rows if row["first_level"] != row["last_level"]}
     everything, easy = "all data, 20 steps", "easy 256, 10 steps"
-    for own, called, others in ((everything, "all 20", [easy]), (easy, "easy 256 10", [])):
-        under = [f"{name}, masks={called}" for name in ("no pre-training", *others)]
-        for control in (*under, f"{own}, masks={called}, shuffled"):
+    for own, masks in ((everything, "all 20"), (easy, "easy 256 10")):
+        for control in (f"no pre-training, masks={masks}", f"{own}, masks={masks}, shuffled"):
             assert found[control, own]["replicates"] == "2 paired"
+    assert (f"{easy}, masks=all 20", everything) in found
     tables = [[read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv") for seed in (0, 1)]
               for name in ("all-t20-reinit", "all-t20")]  # fmt: skip
-    reached = [100 * np.mean([float(r["test_accuracy"]) for rows in runs for r in rows[1:]]) for runs in tables]
+    reinit, own = (np.mean([float(row["test_accuracy"]) for rows in both for row in rows[1:]]) for both in tables)
     difference = found["no pre-training, masks=all 20", everything]["difference"]
-    assert float(difference) == pytest.approx(reached[0] - reached[1])
+    assert float(difference) == pytest.approx(100 * (reinit - own))
     assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
     draw(controls / "runs/digits", "--out", controls / "plain")  # other figures go without
     assert not any("masks=" in row["curve"] for row in read_csv(controls / "plain/summary.csv"))
@@ -257,29 +233,26 @@ def test_figure_masks_against_numpy(controls):
 
 def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
     root = tmp_path / "runs"
-    for name in ("all-t20", "easy-256-t10"):
-        shutil.copytree(controls / "runs/digits" / name, root / name)
-    rewinds = [root / "all-t20" / seed / "rewind.safetensors" for seed in ("seed0", "seed1")]
-    for extra, name in ((["--masks", *(path.parent for path in rewinds)], "again"), ([], "other-masks")):
-        ok("imp", *rewinds[: 2 if extra else 1], *extra, "--order-seed", 1000, "--levels", 2,
-           "--out", *[root / name / seed for seed in ("seed0", "seed1")[: 2 if extra else 1]])  # fmt: skip
+    shutil.copytree(controls / "runs/digits/all-t20", root / "all-t20")
+    own = [root / "all-t20" / seed for seed in ("seed0", "seed1")]
+    for name, masks in (("again", ["--masks", *own]), ("alone", [])):  # alone: masks of their own
+        starts = [folder / "rewind.safetensors" for folder in own]
+        shutil.rmtree(root / "again", ignore_errors=True)
+        ok("imp", *starts, *masks, "--order-seed", 1000, "--levels", 2, "--out", *(root / name / x for x in "01"))
         draw(root, "--figure", "barrier", "--out", tmp_path / name, "--device", "cpu")
-        if extra:
-            shutil.rmtree(root / name)
     rows = read_csv(tmp_path / "again/digits-barrier.csv")
     assert [(row["seed"], row["level"]) for row in rows] == [(seed, n) for seed in "01" for n in "012"]
-    assert len(read_csv(tmp_path / "other-masks/digits-barrier.csv")) == 1  # equal masks at level 0 alone
+    assert [row["level"] for row in read_csv(tmp_path / "alone/digits-barrier.csv")] == ["0", "0"]
     net = common.ResNet(8, 2, 1, 10)
-    ends = [part(root / folder / "seed0", 0, "weight") for folder in ("all-t20", "other-masks")]
-    examples = plot.loss_barrier(net, *ends, digits)
-    assert float(rows[0]["error_barrier"]) == plot.error_barrier(net, *ends, digits)
+    ends = [[part(folder, 0, "weight") for folder in (own[k], root / f"alone/{k}")] for k in (0, 1)]
+    examples = [plot.loss_barrier(net, *pair, digits) for pair in ends]
+    assert float(rows[0]["error_barrier"]) == plot.error_barrier(net, *ends[0], digits)
     assert [float(rows[0][key]) for key in ("loss_barrier", "at_most_0", "at_most_0.01")] == [
-        examples.mean(), (examples <= 0).mean(), (examples <= 0.01).mean()]  # fmt: skip
-    own = read_csv(root / "all-t20/seed0/results.csv")
-    mean = np.mean([100 * float(row["test_accuracy"]) for row in own[1:]])
-    assert float(rows[0]["accuracy"]) == pytest.approx(mean)
-    scores = tmp_path / "other-masks/barrier-digits-all-data-20-steps.npy"
-    assert np.array_equal(np.load(scores), examples.astype(np.float32))
+        examples[0].mean(), (examples[0] <= 0).mean(), (examples[0] <= 0.01).mean()]  # fmt: skip
+    accuracy = [100 * float(row["test_accuracy"]) for row in read_csv(own[0] / "results.csv")[1:]]
+    assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(accuracy))
+    scores = tmp_path / "alone/barrier-digits-all-data-20-steps.npy"
+    assert np.array_equal(np.load(scores), np.mean(examples, axis=0).astype(np.float32))
     ok("subset", "--select", "easy", "--size", 99, "--scores", scores, "--out", tmp_path / "connected.npy")
     assert common.read_sidecar(tmp_path / "connected.npy")["score"] == "barrier"
 
@@ -302,7 +275,6 @@ def test_stability_is_a_second_order_of_every_starting_point(tmp_path, preset):
     lines = run_all(preset, "stability", cwd=tmp_path, DRY_RUN=1, SEEDS="0 1").stdout.splitlines()
     second = [line for line in lines if "--order-seed 1000" in line]
     starts = [line.split(" --out ")[1] for line in lines if "pretrain.py" in line]
-    assert 2 * len(second) == len(starts)
     assert all(sum(start in line for line in second) == 1 for start in starts)
     assert all("--levels 0" in line and "--masks" in line for line in second)
     assert "--figure barrier" in lines[-1]
