@@ -2,6 +2,7 @@
 
 reads   RUNS_ROOT/**/results.csv with the settings from the level files beside each; paper_curves.json
 writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison), summary.md
+        of masks and barrier NAME-masks.csv, NAME-barrier.csv, barrier-NAME-CURVE.npy (scores: low is stable)
 
 python plot.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
 python plot.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
@@ -586,7 +587,7 @@ def draw_difference(ax, panel: Panel, margin: float) -> None:
     for k, (c, top) in enumerate((c, panel.reference(c)) for c in panel.curves if panel.reference(c)):
         each = [compare(c, top, n, n) for n in range(1, min(len(c.remaining), len(top.remaining)))]
         mean, high = np.array([(d.difference, d.high) for d in each]).T
-        x = 100 * c.remaining[1 : len(each) + 1] * 1.01**k
+        x = 100 * c.remaining[1 : len(each) + 1] * 1.025**k
         label = f"{c.name} (n={each[0].replicates})"
         ax.errorbar(x, mean, high - mean, capsize=2, linewidth=1, label=label, **style(c, panel))
     ax.axhspan(-margin, margin, color="grey", alpha=0.3, linewidth=0)
