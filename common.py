@@ -494,6 +494,7 @@ class Group:
         self.tables = torch.zeros(len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place)
         self.replays = [None] * len(members)  # of recorded steps; None: plain ones
         if self.labels.is_cuda and os.environ.get("NO_GRAPH", "0") == "0":
+            self.load_epoch(0, 0)
             for k in range(len(members)):
                 use_recording(self, k)
 
@@ -532,6 +533,7 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     """
     graph, stream, pool = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream())
+    failure = None
     try:
         with torch.cuda.stream(stream):  # a failing capture would leave its stream current
             for _ in range(3):  # cuDNN and cuBLAS set themselves up, stream by stream
@@ -539,11 +541,16 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
             with torch.cuda.graph(graph, pool, stream):
                 group.step(k)
     except RuntimeError as error:  # what cut a recording short (memory, a signal) makes its end fail too
+        cut = error.__context__
+        failure = cut if isinstance(cut, RuntimeError | Stopped) else error
+        failure.__traceback__ = None  # it holds the graph, which must go first
+    if failure:
         del graph
-        for mend in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-            with contextlib.suppress(RuntimeError):  # in torch 2.11 allocation would go on into the pool
-                mend(torch.cuda.current_device(), pool)
-        raise error.__context__ or error from None
+        torch.cuda.current_stream().wait_stream(stream)
+        with contextlib.suppress(RuntimeError):  # torch 2.11 goes on allocating there; later ones raise
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+        raise failure
 
     def replay() -> torch.cuda.Stream:
         stream.wait_stream(torch.cuda.current_stream())
@@ -567,7 +574,6 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
     m = group.members[k]
     kept, masks = m.copy(), {name: mask.clone() for name, mask in m.masks.items()}
     m.net.train()
-    group.load_epoch(0, 0)
     group.examples.copy_(group.tables[:, :, 0])
     group.rate.fill_(group.recipe["lr"])
     try:
@@ -983,8 +989,10 @@ def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
 
 def resolve_device(name: str) -> torch.device:
     """The device by name, set up so that the same command gives the same numbers."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # both are read when CUDA starts
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    # read when CUDA starts; cuBLASLt's workspace (KiB) is part of cuBLAS's, and torch warns if it is larger
+    for variable, value in (("CUBLAS_WORKSPACE_CONFIG", ":16:8"), ("CUBLASLT_WORKSPACE_SIZE", "128"),
+                            ("CUDA_DEVICE_MAX_CONNECTIONS", "32")):  # fmt: skip
+        os.environ.setdefault(variable, value)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

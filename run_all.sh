@@ -206,7 +206,7 @@ set -m # a wave is a process group of its own, which can be stopped as one
 if [[ $launcher == slurm ]]; then
   [[ $PWD/$runs != *[%\\]* ]] || fail "RUNS: Slurm takes no log path with % or \\ in it: $PWD/$runs"
   [[ $dry_run ]] || type -P sbatch >/dev/null || fail "LAUNCHER=slurm needs sbatch"
-  before=$(squeue -h -o %F -j "$(cat "$runs/logs/jobs" 2>/dev/null)" 2>/dev/null | sort -u | paste -sd:) || true
+  before=$({ squeue -h -o %F -j "$(cat "$runs/logs/jobs" || echo 0)" | sort -u | paste -sd:; } 2>/dev/null) || true
   [[ ! $before ]] || { after=afterany:$before; echo "== waits for jobs $before, which work in the same folder"; }
   unset SBATCH_GRES # it is an option of the waves that need it
   trap '(($? == 0)) || [[ ! ${jobs[*]} ]] || scancel "${jobs[@]}"' EXIT # all or none
