@@ -55,6 +55,9 @@ PRESETS = {
         total_steps=31250, t_star=800, el2n_steps=8000, levels=12,
     ),
 }  # fmt: skip
+# Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry it, curves
+# are named for it, and no stage takes up what other code has made.
+OWN = {}
 # In these, and in the seed, starting points may differ and still train side by side: IMP does not use them.
 PRETRAINING = ("pretrain_lr", "rewind_step", "scheme", "subset_size", "subset_sha256", "score",
                "class_balanced", "label_noise", "noise_seed")  # fmt: skip
@@ -761,7 +764,7 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
     info = read_sidecar(path)
     if not info:
         print(f"note: {path} has no .json beside it, its labels are taken as clean", file=sys.stderr)
-    elif info.get("sha256") != sha256(content):
+    elif info.get("sha256", sha256(content)) != sha256(content):
         raise InputError(f"{path}: does not match the sha256 in the .json beside it")
     if info.get("fingerprint", fingerprint) != fingerprint:
         raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
@@ -943,7 +946,7 @@ def resolve_recipe(args: argparse.Namespace, device: torch.device) -> dict:
     if recipe["milestones"] != sorted(set(recipe["milestones"])):
         raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
     recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
-    return recipe
+    return recipe | OWN
 
 
 def check_recipe(path: Path, info: dict) -> dict:
@@ -953,6 +956,9 @@ def check_recipe(path: Path, info: dict) -> dict:
         missing = sorted(set(RECIPE) - recipe.keys())
         if missing:
             raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
+        own = {key: value for key, value in recipe.items() if key not in RECIPE}
+        if own != OWN:
+            raise ValueError(f"made by other code: {own} there, {OWN} here")
         kinds = {name: kind for name, (kind, _) in HYPERPARAMETERS.items()}
         kinds |= {"seed": SEED, "preset": PRESETS.__getitem__, "dataset": READERS.__getitem__,
                   "rewind_step": within(f"[0, {recipe['total_steps']}]", int)}  # fmt: skip

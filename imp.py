@@ -34,7 +34,8 @@ CRITERION = "magnitude"  # the name of `importance`: results of two criteria are
 def importance(net: nn.Module, data: common.Data, draw: np.random.Generator) -> dict[str, Tensor]:
     """What each prunable weight of a trained network is worth, by name: the least important go (P, Alg. 1).
 
-    A rule of your own may use data, gradients or chance; draw is the stream of this run's seed and level.
+    A rule of your own may use data, gradients or chance; the network is in eval mode, draw is the stream of
+    this run's seed and level.
     """
     return {name: weight.detach().abs() for name, weight in net.prunable().items()}
 
@@ -48,7 +49,10 @@ def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -
     alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
     index = alive.nonzero().squeeze(1)
     count = math.ceil(Fraction(str(fraction)) * len(index))
-    order = torch.sort(torch.cat([worth[name].flatten() for name in masks])[index], stable=True).indices
+    values = torch.cat([worth[name].flatten() for name in masks])[index]
+    if not values.isfinite().all():
+        raise common.Failure(f"the {CRITERION} of a weight is not finite")
+    order = torch.sort(values, stable=True).indices
     alive[index[order[:count]]] = False  # topk would break ties arbitrarily
     parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
     return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
@@ -128,13 +132,15 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     """Save a trained level with the masks of the next one."""
     if any(not level_path(run.folder, n).exists() for n in range(run.level)):
         raise common.Failure(f"{run.folder}: its finished levels have disappeared while it ran")
-    weights = {name: t.cpu() for name, t in member.weights().items()}
+    weights = {name: t.cpu().clone() for name, t in member.weights().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
     if run.borrowed:
         pruned = run.borrowed[run.level]
     else:
         draw = common.rng(common.PRUNE, run.recipe["seed"], run.level)
+        member.net.eval()  # a rule may look, but neither statistics nor gradients stay
         pruned = prune(importance(member.net, data, draw), member.masks, run.settings["prune_fraction"])
+        member.net.zero_grad()
     remaining = sum(int(mask.sum()) for mask in run.masks.values())
     share = remaining / sum(mask.numel() for mask in run.masks.values())
     train_loss = member.loss_sum.item() / max(1, member.loss_steps)

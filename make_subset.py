@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     labels = common.noisy_labels(clean, classes, **noise)
     config = names | noise | {
         "fingerprint": data.fingerprint, "select": args.select, "size": args.size, "class_balanced": balanced,
-        "seed": args.seed if random else None, "score": sidecar.get("select"),
+        "seed": args.seed if random else None, "score": None if random else sidecar.get("select", "unnamed"),
         "scores_sha256": None if random else common.sha256(scores.tobytes()),
     }  # fmt: skip
     held = common.open_output(

@@ -120,7 +120,7 @@ def departures(settings: dict) -> dict:
     """The settings that a run has otherwise than its preset, or beside it."""
     scheme, usual = settings["scheme"], common.PRESETS.get(settings["preset"], {})
     usual = usual | {"class_balanced": scheme == "random", "noise_seed": 0, "criterion": "magnitude",
-                     "score": "el2n" if scheme in ("easy", "hard") else None}  # fmt: skip
+                     "score": None if scheme in ("all", "init", "random", "custom") else "el2n"}  # fmt: skip
     usual |= NO_PRETRAINING if scheme == "init" else {}
     asked = {key: value for key, value in settings.items() if key not in NOT_IN_PRESETS and value is not None}
     return {key: value for key, value in asked.items() if value != usual.get(key)}
@@ -246,7 +246,8 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     for (name, test_set), curves in sorted(pictures.items()):
         name = re.sub(r"[^\w-]", "_", name + (f"-{test_set[:4]}" if names.count(name) > 1 else ""))
         usual, named[name] = common.PRESETS.get(curves[0].settings["preset"], {}), curves
-        shared = [f"{k} {v} (preset: {usual.get(k)})" for k, v in name_curves(curves).items()]
+        shared = [f"{k} {v}" + (f" (preset: {usual[k]})" if k in usual else "")
+                  for k, v in name_curves(curves).items()]  # fmt: skip
         if shared:
             print(f"note: {name} departs from the paper's setting: {'; '.join(shared)}")
     return named

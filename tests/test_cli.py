@@ -252,12 +252,21 @@ def test_levels_that_do_not_fit(call, folder):
     say(refused(call, folder, *command), ["state.safetensors", "delete it"])
 
 
-def test_a_setting_that_this_code_does_not_know_makes_a_difference(call, ok, folder):
-    """What a changed copy of the toolkit has made is not taken up here, nor trained beside what is not."""
-    other = folder / "other" / "rewind.safetensors"
+def test_a_setting_that_other_code_does_not_know_makes_a_difference(call, ok, folder, monkeypatch):
+    """What a changed copy of the toolkit has made is not taken up here, nor the reverse."""
+    rewind, other = folder / "run" / "rewind.safetensors", folder / "other" / "rewind.safetensors"
     ok("pretrain", *TINY, "--steps", 2, "--out", other)
+    with monkeypatch.context() as patch:  # network.py of their own, with tensors of the same names and shapes
+        patch.setattr(common, "OWN", {"network": "silu"})
+        say(refused(call, folder, "imp", rewind, "--levels", 1), ["{'network': 'silu'} here"])
+        say(refused(call, folder, "pretrain", *TINY, "--steps", 2, "--out", rewind), ["silu"])
+        mine = folder / "mine" / "rewind.safetensors"
+        ok("pretrain", *TINY, "--steps", 2, "--out", mine)
+        ok("imp", mine, "--levels", 0)
+        assert common.load_info(folder / "mine" / "level00.safetensors")["recipe"]["network"] == "silu"
+    say(refused(call, folder, "imp", mine, "--levels", 1), ["{'network': 'silu'} there"])
     path = rewrite_recipe(folder, optimizer="adam")
-    say(refused(call, folder, "pretrain", *TINY, "--steps", 2, "--out", path), ["optimizer adam there"])
+    say(refused(call, folder, "pretrain", *TINY, "--steps", 2, "--out", path), ["adam"])
     for pair in ((path, other), (other, path)):
         say(refused(call, folder, "imp", *pair), ["optimizer", "adam"])
     level = folder / "run" / "level00.safetensors"
@@ -332,8 +341,7 @@ def test_out_of_memory_in_other_words_is_one_line(call, monkeypatch, tmp_path):
 def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     """No sidecar anywhere: scheme custom. With sidecars the recipe names subset and score."""
     np.save(tmp_path / "mine.npy", np.arange(N, dtype=np.float32))
-    sha256 = common.sha256((tmp_path / "mine.npy").read_bytes())
-    (tmp_path / "mine.json").write_text(json.dumps({"select": "margin", "sha256": sha256}))
+    (tmp_path / "mine.json").write_text(json.dumps({"select": "margin"}))
     easy = tmp_path / "easy.npy"
     ok("subset", "--select", "easy", "--size", 30, "--scores", tmp_path / "mine.npy", "--out", easy)
     assert np.load(easy).tolist() == list(range(30))
@@ -346,6 +354,10 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
         recipes[name] = common.load_tensors(path)[1]["recipe"]
     assert [recipes[name]["scheme"] for name in recipes] == ["easy", "custom"]
     assert [recipes[name]["score"] for name in recipes] == ["margin", None]
+    (tmp_path / "mine.json").unlink()
+    again = ["--select", "easy", "--size", 30, "--scores", tmp_path / "mine.npy", "--force"]
+    ok("subset", *again, "--out", easy)
+    assert json.loads((tmp_path / "easy.json").read_text())["score"] == "unnamed"  # it is not EL2N's
     assert recipes["easy"]["subset_size"] == recipes["bare"]["subset_size"] == 30
     assert recipes["easy"]["subset_sha256"] == recipes["bare"]["subset_sha256"]
     a, b = (common.load_tensors(tmp_path / name / "rewind.safetensors")[0] for name in recipes)

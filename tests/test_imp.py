@@ -387,6 +387,27 @@ def test_a_criterion_from_chance_resumes_and_is_never_mixed_with_magnitude(ok, c
         assert "criterion magnitude there, random now" in err
 
 
+def test_a_rule_that_leaves_gradients_behind_changes_no_later_level(ok, call, tmp_path, monkeypatch):
+    """SNIP as one would write it at first, with backward() in train mode: level by level as in one go."""
+    rewinds = [start(ok, tmp_path / name) for name in ("whole", "parts", "broken")]
+
+    def snip(net, data, draw):
+        net.train()
+        F.cross_entropy(net(data.normalise(data.train_images()[:64])), data.labels[:64]).backward()
+        return {name: (p * p.grad).abs().detach() for name, p in net.prunable().items()}
+
+    monkeypatch.setattr(imp, "CRITERION", "snip")
+    monkeypatch.setattr(imp, "importance", snip)
+    ok("imp", rewinds[0], "--levels", 2)
+    for n in (0, 1, 2):
+        ok("imp", rewinds[1], "--levels", n)
+    same_levels(rewinds[0].parent, rewinds[1].parent, 2)
+    monkeypatch.setattr(imp, "importance", lambda *_: {k: p * torch.nan for k, p in snip(*_).items()})
+    status, _, err = call("imp", rewinds[2], "--levels", 1)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "snip" in err
+
+
 def test_a_full_disk_keeps_what_is_finished(ok, tmp_path):
     """A real limit on the size of files, below that of a level."""
     rewind = start(ok, tmp_path)
