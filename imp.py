@@ -3,9 +3,7 @@
 reads   rewind.safetensors (weights at step t_r and the recipe), the training set
 writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv, in between state.safetensors
 python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
-
-With --masks it trains under the masks of another run instead: is it the masks or the weights?
-python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out new/under-all-t400
+python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out new/under-its-masks
 """
 
 import argparse
