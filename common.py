@@ -459,8 +459,7 @@ def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
     """The fewest even groups of at most at_once; default 8 on a GPU, 1 on a CPU, which has one to itself."""
-    at_once = at_once or (8 if device.type == "cuda" else 1)
-    groups = -(-len(items) // at_once)
+    groups = -(-len(items) // (at_once or (8 if device.type == "cuda" else 1)))
     return [items[i::groups] for i in range(groups)]
 
 
@@ -470,8 +469,7 @@ def learning_rate(recipe: dict, peak: float, step: int) -> float:
 
 
 def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tensor:
-    bf16 = precision == "bf16"
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+    with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
         logits = net(images)
     return F.cross_entropy(logits.float(), labels)
 
@@ -564,8 +562,7 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     return replay
 
 
-# as CUDA, cuBLAS and the CPU's allocator say it
-OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")
+OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")  # of CUDA, cuBLAS or the CPU
 
 
 def use_recording(group: Group, k: int, record: Callable = record) -> None:
@@ -601,8 +598,7 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
         group.replays[k] = None
         if OUT_OF_MEMORY.search(str(error)):
             raise
-        why = str(error).splitlines()[0]
-        print(f"note: {m.name}: takes plain steps, not recorded ones ({why})", file=sys.stderr)
+        print(f"note: {m.name}: plain steps, no recorded ones:", str(error).splitlines()[0], file=sys.stderr)
     finally:
         m.restore(kept)
         for name, mask in masks.items():
@@ -739,9 +735,9 @@ def save_array(path: Path, array: np.ndarray, info: dict) -> None:
     """Write path (.npy) and, first, its sidecar .json: info and the sha256 of the .npy."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    sidecar = info | {"sha256": sha256(buffer.getvalue())}
     path.unlink(missing_ok=True)  # never an old array under a new sidecar
-    atomic_write(path.with_suffix(".json"), to_json(sidecar, indent=1) + b"\n")
+    sidecar = to_json(info | {"sha256": sha256(buffer.getvalue())}, indent=1)
+    atomic_write(path.with_suffix(".json"), sidecar + b"\n")
     atomic_write(path, buffer.getvalue())
 
 
@@ -754,11 +750,9 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
         content = path.read_bytes()
         array = np.load(io.BytesIO(content), allow_pickle=False)
         if array.dtype != dtype:
-            wanted = np.dtype(dtype)
-            raise ValueError(f"dtype {array.dtype}, expected {wanted}: save array.astype(np.{wanted})")
+            raise ValueError(f"dtype {array.dtype}, expected {np.dtype(dtype)}; see array.astype")
         if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
-            expected = ", ".join("any length" if n is None else str(n) for n in shape)
-            raise ValueError(f"shape {list(array.shape)}, expected [{expected}]")
+            raise ValueError(f"shape {list(array.shape)}, expected {list(shape)}")
         if not np.isfinite(array).all():
             raise ValueError("has values that are not finite")
     info = read_sidecar(path)
@@ -820,8 +814,7 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     return handle
 
 
-def open_output(out: Path, lock_path: Path, wanted: dict, found: Callable[[], dict],
-                force: bool) -> io.TextIOBase | None:  # fmt: skip
+def open_output(out: Path, lock_at: Path, wanted: dict, found: Callable, force: bool) -> io.TextIOBase | None:
     """The lock to hold while out is made; None, after saying so, where it is there with these settings.
 
     found  reads the settings of the file at out. InputError: they differ, or another process is at work.
@@ -830,7 +823,7 @@ def open_output(out: Path, lock_path: Path, wanted: dict, found: Callable[[], di
         refuse_difference(out, found(), wanted)
         print(f"already done: {out}")
         return None
-    return lock(lock_path)
+    return lock(lock_at)
 
 
 def save_divergence(folder: Path, **about: object) -> None:
@@ -900,8 +893,7 @@ def add_training_flags(parser: Parser) -> None:
     for name, (kind, meaning) in HYPERPARAMETERS.items():
         nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name)})"
         add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
-    meaning = f"auto is bf16 where it is faster ({defaults('precision')})"
-    add("--precision", choices=["auto", "fp32", "bf16"], help=meaning)
+    add("--precision", choices=["auto", "fp32", "bf16"], help=f"auto: bf16 if fast ({defaults('precision')})")
 
 
 def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = False) -> None:
@@ -953,8 +945,7 @@ def check_recipe(path: Path, info: dict) -> dict:
     """The recipe in a file's metadata; InputError names the file and what is wrong with it."""
     with reading(path):
         recipe = dict(info.get("recipe", {}))
-        missing = sorted(set(RECIPE) - recipe.keys())
-        if missing:
+        if missing := sorted(set(RECIPE) - recipe.keys()):
             raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
         own = {key: value for key, value in recipe.items() if key not in RECIPE}
         if own != OWN:

@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -706,6 +709,13 @@ def test_bad_files_are_one_line(tmp_path, text, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert "paper.json" in first
     assert "level00" in second
+
+
+def test_a_terminal_without_utf8_gets_question_marks(root, tmp_path):
+    command = [sys.executable, ROOT / "plot.py", root, "--out", tmp_path]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b" ? " in done.stdout  # for the plus-minus
 
 
 @pytest.mark.parametrize(("argv", "names"), [
