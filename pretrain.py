@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     common.add_dataset_flags(parser)
     common.add_training_flags(parser)
     add("--subset", type=Path, help="subset.npy (default: all training examples)")
-    add("--steps", type=common.within("[0, inf)", int),
-        help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})")  # fmt: skip
+    whole = common.within("[0, inf)", int)
+    add("--steps", type=whole, help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})")
     add("--seed", type=common.SEED, default=0, help="replicate: fixes w_0 and the data order (default: 0)")
     add("--out", type=Path, required=True, help="rewind.safetensors to write")
     common.add_place_flags(parser)

@@ -74,10 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     common.add_dataset_flags(parser)
     common.add_training_flags(parser)
-    add("--networks", type=common.within("[1, 10000]", int),
-        help=f"K, networks to average over ({common.defaults('networks')})")  # fmt: skip
-    add("--steps", type=common.COUNT,
-        help=f"t, optimizer steps of each network ({common.defaults('el2n_steps')})")  # fmt: skip
+    add("--networks", type=common.within("[1, 10000]", int), help=f"K ({common.defaults('networks')})")
+    add("--steps", type=common.COUNT, help=f"t, optimizer steps of each ({common.defaults('el2n_steps')})")
     add("--seed", type=common.SEED, default=0, help="another seed scores with other networks (default: 0)")
     add("--out", type=Path, required=True, help="scores.npy to write")
     common.add_place_flags(parser, at_once=True)
