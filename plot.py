@@ -1020,7 +1020,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
     add("--preset", choices=common.PRESETS, help="only this; for examples and scores like --dataset")
     add("--size", type=int, help="of the subsets in figures 2 and 3 (the paper's, else all)")
-    add("--margin", type=common.within("[0, 100]"), default=0.5, help="what 'no worse' may lose, points (0.5)")
+    add("--margin", type=common.within("[0, 100]"), default=0.5, help="'no worse' may lose, points (0.5)")
     add("--levels", type=int, nargs=2, metavar=("FIRST", "LAST"), help="of the verdicts (1 to the deepest)")
     add("--scores", type=Path, metavar="NPY", help="scores of score_el2n.py, for examples and scores")
     add("--dataset", choices=common.READERS, help="for examples and scores, what the sidecar does not say")
