@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole experiment: score, choose subsets, pre-train, prune iteratively, draw. Needs bash 4.4 and GNU's xargs.
+# The whole experiment: score, choose subsets, pre-train, prune iteratively, draw. Needs bash 4.4, GNU's xargs and flock.
 #
 #   bash run_all.sh                   the digits demonstration: minutes on a laptop, no GPU, no network
 #   bash run_all.sh PRESET [FIGURE]   cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6, fig7 or tstar;
@@ -46,9 +46,11 @@ if [[ ${1-} == --task ]]; then # LIST [INDEX]: a task is a line, commands with t
     printf 'status %s from %s\n%s\n%s\n\n' $status "$command" "$log:" "$(tail -n 5 "$log" | sed '/^\$ /d; s/^/  /')" \
       >>"${2%/*}/failed"
   done
-  echo >>"$2.done"
-  [[ ! ${3-} ]] || echo "== $(basename "$2" .list): $(wc -l <"$2.done") of $(wc -l <"$2") done after" \
-    "$((($(date +%s) - started) / 60)) minutes${lost:+, failed: $log}" >&3
+  [[ ! ${3-} ]] || { # one after another, as tasks may end together
+    flock 9 && echo >&9
+    echo "== $(basename "$2" .list): $(wc -l <"$2.done") of $(wc -l <"$2") done after" \
+      "$((($(date +%s) - started) / 60)) minutes${lost:+, failed: $log}" >&3
+  } 9>>"$2.done"
   exit $((${#lost[@]} > 0)) # never 255, at which xargs stops
 fi
 
