@@ -77,8 +77,7 @@ class Stopped(BaseException):
     """A signal arrived and everything is saved: exit status 128 + its number."""
 
 
-# purposes of random streams; what a seed means hangs on the numbers
-INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE = range(8)
+INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE = range(8)  # purposes; what a seed means
 
 
 def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:
