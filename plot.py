@@ -180,10 +180,13 @@ def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
 
 
 def settings_of(info: dict) -> dict:
-    """Recipe and settings of imp.py, of a level file or a diverged.json."""
+    """Recipe and settings of imp.py, of a level file or a diverged.json; the seed is the replicate's."""
     own = {key: value for key, value in info.items() if key not in RECORDED}
     old = {"order_seed": None, "criterion": "magnitude", "score": None}  # what older files do not say
-    return old | info["recipe"] | own
+    settings = old | info["recipe"] | own
+    if "masks" in settings and settings["seed"] >= 1000:  # 1000 + k: a new start under the masks of k
+        settings["seed"] -= 1000
+    return settings
 
 
 def shared_by_replicates(settings: dict) -> dict:
@@ -209,7 +212,6 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     for path in sorted(root.rglob("results.csv")):
         settings, remaining, accuracy = read_run(path)
         shared, seed = shared_by_replicates(settings), settings["seed"]
-        seed -= 1000 * (seed >= 1000 and "masks" in settings)  # 1000 + k: a new start under the masks of k
         c = found.setdefault(json.dumps(shared, sort_keys=True), Curve(shared, remaining))
         if settings["order_seed"] is not None:
             reordered += 1

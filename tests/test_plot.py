@@ -413,6 +413,18 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, s
     assert ("seed 3" in found[1, 1]["without"]) == (level is None)  # level 1 it has
 
 
+def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_diverged(tmp_path):
+    for seed in range(3):
+        fake_run(tmp_path, "all", None, 4, seed, [0.9, 0.8])
+        under = fake_run(tmp_path / "c", "all", None, 0, 1000 + seed, [0.9, 0.7], own={"masks": "all 4"})
+    info = common.load_info(under / "level00.safetensors")
+    recipe, own = info.pop("recipe"), {key: value for key, value in info.items() if key != "row"}
+    told = {"recipe": recipe | {"seed": 1003}, "settings": own, "level": 1, "step": 7}
+    (under / "diverged.json").write_text(json.dumps(told))
+    (control,) = (c for c in plot.read_runs(tmp_path)["cifar10"] if c.masks)
+    assert ([*control.accuracy], [*control.diverged]) == ([0, 1, 2], [3])
+
+
 # ------------------------------------------------------------ verdicts
 
 
