@@ -103,7 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     if not held:
         return
     scored, progress = {}, args.out.with_suffix(".networks.safetensors")
-    if progress.exists() and not args.force:
+    if args.force:  # now, so that the same command without it goes on after a kill
+        args.out.unlink(missing_ok=True)
+        progress.unlink(missing_ok=True)
+    if progress.exists():
         scored, found = common.load_tensors(progress)
         common.refuse_difference(progress, found, config)
     noisy = common.noisy_labels(data.labels.cpu().numpy(), len(data.classes), **noise)

@@ -97,8 +97,10 @@ def test_scoring_goes_on_with_the_networks_missing(call, ok, tmp_path, monkeypat
             raise common.Stopped(15)
         return real(*args)
 
+    ok("score", *SHORT, "--lr", 0.05, "--out", tmp_path / "parts" / "s.npy")  # other settings, to be replaced
+    calls.clear()
     monkeypatch.setattr(common, "predict", stop_after_two)
-    assert call("score", *SHORT, "--out", tmp_path / "parts" / "s.npy")[0] == 143
+    assert call("score", *SHORT, "--force", "--out", tmp_path / "parts" / "s.npy")[0] == 143
     monkeypatch.setattr(common, "predict", real)
     assert load_file(tmp_path / "parts" / "s.networks.safetensors").keys() == {"1", "2"}
     out = ok("score", *SHORT, "--out", tmp_path / "parts" / "s.npy")
