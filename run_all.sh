@@ -2,13 +2,15 @@
 # The whole experiment: score, choose subsets, pre-train, prune iteratively, draw. Needs bash 4.4, GNU's xargs and flock.
 #
 #   bash run_all.sh                   the digits demonstration: minutes on a laptop, no GPU, no network
-#   bash run_all.sh PRESET [FIGURE]   cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6, fig7 or tstar;
-#     controls: other starts, and shuffles, under the masks of two curves; stability: figure 2 in a second batch order
+#   bash run_all.sh PRESET [FIGURE]   cifar10-small, cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6,
+#     fig7; tstar: how long to pre-train; controls: other starts, and shuffles, under the masks of two curves;
+#     stability: figure 2 in a second batch order
 #
 # Finished work is skipped, so after an interruption or a failure the same line goes on. From the environment:
 #   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET/FIGURE
 #   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  PYTHON=python
 #   T_STAR=400  SIZES="256 512": other pre-training steps and subset sizes than the preset's, for data of your own
+#   NOISE="10 50": percent of random labels, of figures 3 and 7
 #   JOBS: tasks at a time (one a GPU, else one a core); with Slurm, their number (one for 8 runs on GPUs, else for each)
 #   LAUNCHER=slurm: submit array jobs and return. WIDTH: tasks at a time. SBATCH_PARTITION, SBATCH_TIMELIMIT and so on
 #     are sbatch's own; SBATCH_GRES=gpu:a100:1 (default: gpu:1 if the partition lists GPUs); SBATCH_FLAGS: more options
@@ -60,12 +62,16 @@ check() { [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4, not '$2'"; } # NAME VALUE P
 (($# < 3)) || fail "a preset and a figure, not: $*"
 preset=${1:-digits} figure=${2:-fig2} runs=${RUNS:-runs/${1:-digits}} launcher=${LAUNCHER:-local} dry_run=${DRY_RUN-}
 levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3" # as in common.py, to tell the cost
+noisy=2048 search="100 200 400 800 1600" rates="0.1 0.2 0.4" # size under label noise; where tstar looks
 case $preset in
-  digits)   t=20  rate=0.3 size=256   sizes="128 256 512" levels=15 total=320 networks=8 el2n=200 seeds="0 1 2" ;;
+  digits) t=20 rate=0.3 size=256 sizes="128 256 512" levels=15 total=320 networks=8 el2n=200 seeds="0 1 2"
+    noisy=$size search="5 10 20 40" rates=$rate ;;
+  cifar10-small) t=400 rate=0.3 size=3200 sizes=3200 levels=5 total=1500 networks=4 el2n=1500 seeds="0 1 2 3 4 5"
+    noisy=$size search="50 100 200 400" rates=$rate ;;
   cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;
   cifar100) t=800 rate=0.4 size=2048  sizes="256 512 1024 2048 3200 6400" ;;
   cinic10)  t=800 rate=0.1 size=51200 sizes="12800 25600 51200 102400" levels=12 total=31250 el2n=8000 ;;
-  *) fail "no preset '$preset': digits, cifar10, cifar100 or cinic10" ;;
+  *) fail "no preset '$preset': digits, cifar10-small, cifar10, cifar100 or cinic10" ;;
 esac
 seeds=${SEEDS:-$seeds} size=${SIZES:-$size} sizes=${SIZES:-$sizes} t=${T_STAR:-$t}
 for name in seeds sizes; do check "${name^^}" "${!name}" ' *[0-9]+( +[0-9]+)* *' "numbers with spaces between"; done
@@ -81,7 +87,7 @@ python=$(type -P "${PYTHON:-python}") || fail "PYTHON: no ${PYTHON:-python} here
 add() { printf %s "$1"; printf ' %q' "$python" "$here/$2" "${@:3}"; echo; } # WAVE STAGE ARGUMENT...
 
 setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve, all its replicates
-  local scheme=$1 size=$2 tag="" label=() own=() seed folder scored file="" first=""
+  local scheme=$1 size=$2 tag="" label=() own=() how=() seed folder scored file="" first=""
   local data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "${DATA_DIR:-data}")
   ((${4:-0} == 0)) || { tag=-noise$4 label=(--label-noise "$(printf 0.%02d "$4")"); }
   folder=$runs/$scheme${size:+-$size}-t$3$tag scored=$runs/el2n$tag.npy
@@ -90,9 +96,11 @@ setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve
     case $scheme in
       random) file=$runs/subsets/random-$size$tag-seed$seed.npy
         add subset make_subset.py "${data[@]}" "${label[@]}" --select random --size $size --seed $seed --out "$file" ;;
-      easy | hard) file=$runs/subsets/$scheme-$size$tag.npy
+      easy* | hard) file=$runs/subsets/$scheme-$size$tag.npy
+        [[ $scheme != *-balanced ]] || how=(--class-balanced)
         add score score_el2n.py "${data[@]}" ${FLAGS-} ${SCORE_FLAGS-} "${label[@]}" --out "$scored"
-        add subset make_subset.py "${data[@]}" --select "$scheme" --size "$size" --scores "$scored" --out "$file" ;;
+        add subset make_subset.py "${data[@]}" --select "${scheme%-*}" "${how[@]}" --size "$size" \
+          --scores "$scored" --out "$file" ;;
     esac
     add start pretrain.py "${data[@]}" ${FLAGS-} "${own[@]}" ${file:+--subset "$file"} "${label[@]}" \
       --steps "$3" --seed "$seed" --out "$folder/seed$seed/rewind.safetensors"
@@ -119,17 +127,19 @@ family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for 
   for size in $3; do for scheme in $2; do setting "$scheme" "$size" $(($1 / 2)) "${4-}"; done; done
 }
 plan() { # the figures
-  local three="random easy hard" shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") noise r steps
-  local easy=easy half=$((t / 2))
+  local schemes="random easy" easy=easy half=$((t / 2)) shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}")
+  local noise r steps
+  [[ $preset != *-small && $preset != digits ]] || schemes+=" easy-balanced" easy=easy-balanced # few examples lack classes
   case $preset-$figure in
-    *-fig2) family "$t" "$three" "$size" ;;
-    digits-fig5 | cifar*-fig5) family "$t" "$three" "$sizes" ;;
-    cinic10-fig6) family $((t / 2)) "$three" "${SIZES:-12800 25600 51200}"; family "$t" "$three" "$sizes" ;;
-    c*-fig3) for noise in 10 50; do family "$t" "random easy" "${SIZES:-2048}" $noise; done ;; # a part of figure 7
-    c*-fig7) for noise in 10 50; do family "$t" "random easy" "${SIZES:-512 1024 2048 3200}" $noise; done ;;
-    c*-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
-      for steps in 100 200 400 800 1600; do for r in 0.1 0.2 0.4; do setting all "" $steps 0 $r; done; done ;;
-    *-stability) family "$t" "$three" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
+    digits-fig2) family "$t" "$schemes hard" "$size"; family "$t" "$schemes" "$size" 50 ;;
+    *-fig2) family "$t" "$schemes hard" "$size" ;;
+    digits-fig5 | cifar*-fig5) family "$t" "$schemes hard" "$sizes" ;;
+    cinic10-fig6) family $((t / 2)) "$schemes hard" "${SIZES:-12800 25600 51200}"; family "$t" "$schemes hard" "$sizes" ;;
+    *-fig3) for noise in ${NOISE:-10 50}; do family "$t" "$schemes" "${SIZES:-$noisy}" $noise; done ;; # of figure 7
+    c*-fig7) for noise in ${NOISE:-10 50}; do family "$t" "$schemes" "${SIZES:-512 1024 2048 3200}" $noise; done ;;
+    *-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
+      for steps in $search; do for r in $rates; do setting all "" $steps 0 $r; done; done ;;
+    *-stability) family "$t" "$schemes hard" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
     *-controls) setting all "" "$t"; setting $easy "$size" $half; shown=(--figure controls masks)
       under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t" ;;
     *) fail "no figure '$figure' of $preset: fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability" ;;

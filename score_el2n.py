@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     device = common.resolve_device(args.device)
-    recipe = common.resolve_recipe(args, device)
+    recipe = common.resolve_recipe(args, device, scoring=True)
     preset = common.PRESETS[recipe["preset"]]
     count = preset["networks"] if args.networks is None else args.networks
     steps = preset["el2n_steps"] if args.steps is None else args.steps
