@@ -125,8 +125,6 @@ def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -
     if len(classes) < 2:
         raise InputError(f"{data_dir}: only one class, {classes[0]}")
     mean, std = channel_statistics(images)
-    if not std.all():
-        raise InputError(f"{dataset}: a channel of the training images is constant")
     pad, flip = PRESETS[preset]["pad"], PRESETS[preset]["flip"]
     fingerprint = sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes())
     x, *rest = (torch.from_numpy(a).to(device) for a in (images, labels, test, test_labels, mean, std))
@@ -271,14 +269,10 @@ def decode(files: list[str]) -> np.ndarray:
 
     def read(file: str) -> np.ndarray:
         with reading(file), Image.open(file) as image:
-            deep = any(";16" in str(tile[-1]) for tile in image.tile)  # PIL drops the lower bytes of RGB
-            if image.mode[0] in "IF" or deep:
+            if image.mode[0] in "IF":
                 raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("transparent pixels; put the image on a background")
-            image = image.convert("RGB")
-            small = image.size == (32, 32)
-            return np.asarray(image if small else image.resize((32, 32), Image.Resampling.BILINEAR))
+            image = image.convert("RGB")  # resizing to the same size is a copy
+            return np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(tqdm(pool.map(read, files), "images", len(files), disable=None, leave=False)))
@@ -994,9 +988,9 @@ def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
 def resolve_device(name: str) -> torch.device:
     """The device by name, set up so that the same command gives the same numbers."""
     # read when CUDA starts; cuBLASLt's workspace (KiB) is part of cuBLAS's, and torch warns if it is larger
-    for variable, value in (("CUBLAS_WORKSPACE_CONFIG", ":16:8"), ("CUBLASLT_WORKSPACE_SIZE", "128"),
-                            ("CUDA_DEVICE_MAX_CONNECTIONS", "32")):  # fmt: skip
-        os.environ.setdefault(variable, value)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "128")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

@@ -67,8 +67,8 @@ class Run:
     weights: dict[str, Tensor]  # w_{t_r} and its batch-norm statistics
     recipe: dict
     settings: dict  # what else decides the result
+    masks: dict[str, Tensor]  # uint8, of the next level, in state-dict order; ones at first
     level: int = 0  # the next to train
-    masks: dict[str, Tensor] = field(default_factory=dict)  # uint8, of that level, in state-dict order
     borrowed: list[dict[str, Tensor]] = field(default_factory=list)  # `next.` masks by level, of another run
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
@@ -173,37 +173,21 @@ def write_results(run: Run) -> None:
 # ------------------------------------------------------------ starting points, resuming
 
 
-def read_start(path: Path, folder: Path, fraction: float | None, order_seed: int | None) -> Run:
-    """The starting point in a file of pretrain.py."""
+def read_start(path: Path, folder: Path, first: dict, data: common.Data, settings: dict) -> Run:
+    """The starting point in a file of pretrain.py; InputError unless it fits the data and the first recipe."""
     weights, info = common.load_tensors(path)
     recipe = common.check_recipe(path, info)
-    if fraction is None:
-        fraction = common.PRESETS[recipe["preset"]]["prune_fraction"]
-    settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": order_seed,
-                "rewind_sha256": common.digest(weights, recipe)}  # fmt: skip
-    return Run(folder, weights, recipe, settings)
-
-
-def check_company(paths: list[Path], runs: list[Run]) -> None:
-    """InputError unless the recipes agree in all that IMP uses, keys of somebody's own included."""
-    for path, run in zip(paths, runs):
-        for key in sorted(run.recipe.keys() | runs[0].recipe.keys()):
-            mine, first = run.recipe.get(key, "unknown"), runs[0].recipe.get(key, "unknown")
-            if mine != first and key not in ("seed", *common.PRETRAINING):
-                raise InputError(f"{path}: {key} is {mine}, but {first} in {paths[0]}; one call, one recipe")
-        if [other.folder.resolve() for other in runs].count(run.folder.resolve()) > 1:
-            raise InputError(f"{path}: another starting point writes to the same folder, {run.folder}")
-
-
-def check_start(path: Path, run: Run, data: common.Data) -> None:
-    """InputError unless weights, recipe and data fit each other; then the masks become all ones."""
-    recipe = run.recipe
+    for key in sorted(recipe.keys() | first.keys()):  # of somebody's own, too
+        mine, other = recipe.get(key, "unknown"), first.get(key, "unknown")
+        if mine != other and key not in ("seed", *common.PRETRAINING):
+            raise InputError(f"{path}: {key} is {mine}, but {other} in the first file; one call, one recipe")
     if recipe["fingerprint"] != data.fingerprint or recipe["classes"] != len(data.classes):
         raise InputError(f"{path}: made from other {recipe['dataset']} images than those in --data-dir")
     with torch.device("meta"):
         net = common.ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
-    check_tensors(path, run.weights, net.state_dict())
-    run.masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
+    check_tensors(path, weights, net.state_dict())
+    masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
+    return Run(folder, weights, recipe, settings | {"rewind_sha256": common.digest(weights, recipe)}, masks)
 
 
 def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -262,10 +246,7 @@ def resume(run: Run) -> None:
             given = run.borrowed[level] if level < len(run.borrowed) else {}
             if any(not torch.equal(tensors[f"next.{name}"], mask) for name, mask in given.items()):
                 raise InputError(f"{path}: its next masks are not those of --masks (--force starts over)")
-            row = {column: info["row"][column] for column in COLUMNS}
-            if row["level"] != level or not 0 <= row["test_accuracy"] <= 1:
-                raise InputError(f"{path}: says level {row['level']}, accuracy {row['test_accuracy']}")
-        run.rows.append(row)
+            run.rows.append({column: info["row"][column] for column in COLUMNS})
         run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
@@ -331,6 +312,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
         if common.OF_IMP.fullmatch(path.name):
             raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
+        if [other.resolve() for other in args.out].count(out.resolve()) > 1:
+            raise InputError(f"{path}: another starting point writes to the same folder, {out}")
         if args.order_seed is not None and out.resolve() == path.resolve().parent:
             raise InputError("--order-seed needs --out, a folder of its own")
     return args
@@ -339,18 +322,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = common.resolve_device(args.device)
-    runs = [read_start(path, out, args.prune_fraction, args.order_seed)
-            for path, out in zip(args.rewind, args.out)]  # fmt: skip
-    check_company(args.rewind, runs)
-    recipe = runs[0].recipe
-    levels = common.PRESETS[recipe["preset"]]["levels"] if args.levels is None else args.levels
+    recipe = common.check_recipe(args.rewind[0], common.load_info(args.rewind[0]))
+    preset = common.PRESETS[recipe["preset"]]
+    levels = preset["levels"] if args.levels is None else args.levels
+    fraction = preset["prune_fraction"] if args.prune_fraction is None else args.prune_fraction
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     test = common.sha256(*(t.cpu().numpy().tobytes() for t in (data.test, data.test_labels)))
-    for path, run in zip(args.rewind, runs):
-        check_start(path, run, data)
-        run.settings["test_set_sha256"] = test  # which the accuracies are of
+    settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed,
+                "test_set_sha256": test}  # fmt: skip
+    runs = [read_start(path, out, recipe, data, settings) for path, out in zip(args.rewind, args.out)]
     for run, other in zip(runs, args.masks or ()):
         borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
     by_name = sorted(runs, key=lambda run: run.folder)
