@@ -174,7 +174,7 @@ def write_results(run: Run) -> None:
 
 
 def read_start(path: Path, folder: Path, first: dict, data: common.Data, settings: dict) -> Run:
-    """The starting point in a file of pretrain.py; InputError unless it fits the data and the first recipe."""
+    """The starting point in a file; InputError unless it fits the data and the recipe of the first one."""
     weights, info = common.load_tensors(path)
     recipe = common.check_recipe(path, info)
     for key in sorted(recipe.keys() | first.keys()):  # of somebody's own, too
