@@ -95,8 +95,9 @@ def refused(call, tmp_path):
 
 
 def snapshot(folder):
-    """Content of every file below a folder but locks, to show that a command changed nothing."""
-    files = [p for p in Path(folder).rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+    """Content of every file below a folder but locks and caches, to show that a command changed nothing."""
+    aside = re.compile(r"\.lock$|^\.images")
+    files = [p for p in Path(folder).rglob("*") if p.is_file() and not aside.search(p.name)]
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
