@@ -5,15 +5,15 @@ A line holds its name, what was found, the limit, and ok or FAILED; speeds over 
 """
 
 import contextlib
-import functools
 import io
+import itertools
 import json
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,44 +25,38 @@ import imp
 
 import common
 
-SECONDS = 300  # a check that takes longer hangs
 
-
-def make_group(device: torch.device, networks: int = 1, depth: int = 20, precision: str = "fp32",
-               examples: int = 2000) -> common.Group:  # fmt: skip
-    """Networks on random images of CIFAR-10's shape; on a CPU a tiny network on few of them."""
-    recipe = common.CIFAR10 | {"depth": depth, "precision": precision, "classes": 10}
-    if device.type == "cpu":
-        recipe, examples = recipe | {"depth": 8, "width": 2, "batch_size": 16}, 200
+def random_data(device: torch.device, examples: int) -> common.Data:
+    """Random images and labels of CIFAR-10's shape, the test set the same."""
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 256, (examples, 32, 32, 3), np.uint8), draw.integers(0, 10, examples)
-    return group_on(images, labels, recipe, device, networks)
-
-
-def group_on(
-    images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device, networks: int
-) -> common.Group:
-    """Networks of a recipe on images [N, 32, 32, 3] uint8 and labels [N] of ten classes."""
     arrays = (images, labels, *common.channel_statistics(images))
     x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
-    data = common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
+    return common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
+
+
+def group_on(data: common.Data, recipe: dict, networks: int) -> common.Group:
     members = [common.Member(f"network {seed}", recipe, data, seed) for seed in range(networks)]
     return common.Group(members, data, recipe)
 
 
-def train(group: common.Group, stop: int) -> common.Group:
-    for _ in common.train(group, stop, peak=0.1):
-        pass
+def make_group(device: torch.device, networks: int = 1, depth: int = 20, precision: str = "fp32",
+               examples: int = 2000) -> common.Group:  # fmt: skip
+    """Networks of CIFAR-10's recipe with half-zero masks; on a CPU tiny ones on few images."""
+    recipe = common.CIFAR10 | {"depth": depth, "precision": precision, "classes": 10}
+    if device.type == "cpu":
+        recipe, examples = recipe | {"depth": 8, "width": 2, "batch_size": 16}, 200
+    group = group_on(random_data(device, examples), recipe, networks)
+    for m in group.members:
+        for mask in m.masks.values():
+            mask[::2] = 0
+        m.apply_masks()
     return group
 
 
-def halve(group: common.Group) -> common.Group:
-    """Rewind every member to half-zero masks."""
-    for m in group.members:
-        masks = {name: mask.clone() for name, mask in m.masks.items()}
-        for mask in masks.values():
-            mask[::2] = 0
-        m.rewind({name: t.clone() for name, t in m.weights().items()}, masks, m.step)
+def train(group: common.Group, stop: int, level: int = 0) -> common.Group:
+    for _ in common.train(group, stop, peak=0.1, level=level):
+        pass
     return group
 
 
@@ -75,10 +69,10 @@ def differing(a: common.Member, b: common.Member) -> int:
 
 
 def versions(device: torch.device) -> tuple:
-    gpu = torch.cuda.get_device_properties(device)
-    software = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    software += f", Python {platform.python_version()}"
-    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {software}", "", True
+    gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version()
+    software = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    found = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {software}, Python {platform.python_version()}"
+    return found, "", True
 
 
 def tf32_is_off(device: torch.device) -> tuple:
@@ -89,27 +83,32 @@ def tf32_is_off(device: torch.device) -> tuple:
     return f"{gap:.1e}", "5e-05 from float64", gap < 5e-5
 
 
-def recording(device: torch.device, networks: int, depth: int, precision: str) -> tuple:
-    """Recorded without a note, and a recorded step is a plain one bit for bit."""
+def near_the_cpu(device: torch.device) -> tuple:
+    """The digits network after ten steps, beside the same on the CPU."""
+    found = []
+    for place in (device, torch.device("cpu")):
+        data = common.load_data("digits", "digits", Path("data"), place)
+        group = group_on(data, common.PRESETS["digits"] | {"classes": 10}, 1)
+        found.append({name: t.cpu() for name, t in train(group, 10).members[0].weights().items()})
+    gap = max((t - found[1][name]).abs().max().item() for name, t in found[0].items())
+    return f"{gap:.1e}", "1e-02", gap < 1e-2
+
+
+def recording(device: torch.device, networks: int, depth: int, precision: str, steps: int) -> tuple:
+    """Recorded without a note, recorded steps are plain ones bit for bit, and pruned weights stay zero."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         recorded, plain = (make_group(device, networks, depth, precision) for _ in range(2))
     plain.replays = [None] * networks
-    halve(recorded), halve(plain)
-    train(recorded, 1), train(plain, 1)
-    off = sum(map(differing, recorded.members, plain.members))
+    for level, group in itertools.product((0, 1), (recorded, plain)):  # one recording for all levels
+        for m in group.members:
+            m.step = 0
+        train(group, steps, level)
+    members = recorded.members
+    off = sum(map(differing, members, plain.members))
+    off += sum(bool(p[m.masks[name] == 0].any()) for m in members for name, p in m.prunable.items())
     note = [line for line in said.getvalue().splitlines() if line.startswith("note: ")]
     return note[0] if note else f"{off} tensors differ", "no note, 0", not note and not off
-
-
-def fifty_replays(device: torch.device) -> tuple:
-    """50 recorded steps with half-zero masks are 50 plain ones, and pruned weights stay zero."""
-    recorded, plain = halve(make_group(device)), halve(make_group(device))
-    plain.replays = [None]
-    train(recorded, 50), train(plain, 50)
-    (a,), (b,) = recorded.members, plain.members
-    off = differing(a, b) + sum(int(p[a.masks[name] == 0].any()) for name, p in a.prunable.items())
-    return f"{off} tensors differ", "0", off == 0
 
 
 def company(device: torch.device) -> tuple:
@@ -125,8 +124,7 @@ def stop_and_go_on(device: torch.device) -> tuple:
     """A state that went through the host, put into another group, goes on with the same bits."""
     whole, part, rest = train(make_group(device), 20), make_group(device), make_group(device)
     next(step for step in common.train(part, 20, peak=0.1) if step == 9)
-    state = {name: t.cpu() for name, t in part.members[0].state().items()}
-    rest.members[0].restore(state)
+    rest.members[0].restore({name: t.cpu() for name, t in part.members[0].state().items()})
     rest.members[0].step = 9
     off = differing(whole.members[0], train(rest, 20).members[0])
     return f"{off} tensors differ", "0", off == 0
@@ -134,7 +132,7 @@ def stop_and_go_on(device: torch.device) -> tuple:
 
 def fingerprint(device: torch.device) -> tuple:
     """A digest of trained networks, for comparing processes."""
-    members = train(halve(make_group(device, 2)), 20).members
+    members = train(make_group(device, 2), 20).members
     digests = [common.digest({k: t.cpu() for k, t in m.state().items()}, {}) for m in members]
     return " ".join(digests), "", True
 
@@ -159,8 +157,7 @@ def forced_failure(device: torch.device) -> tuple:
     clean = torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
     good = train(make_group(device), 5)
-    off = differing(failed.members[0], good.members[0])
-    notes = said.getvalue().count("note: ")
+    off, notes = differing(failed.members[0], good.members[0]), said.getvalue().count("note: ")
     fine = clean and not off and notes == 1 and failed.replays == [None] and good.replays != [None]
     return f"{notes} notes, {off} tensors differ", "1, 0", fine
 
@@ -179,23 +176,22 @@ def memory_of_three_groups(device: torch.device) -> tuple:
 # ---------------------------------------------------------------- speeds, against the goals
 
 
-def milliseconds(device: torch.device, networks: int, compiled: bool = False) -> float:
-    """Of a step of ResNet-20 at batch 128, for each of so many networks."""
+def clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def speed(device: torch.device, networks: int, goal: float, compiled: bool = False) -> tuple:
+    """Milliseconds of a step of ResNet-20 at batch 128, for each of so many networks."""
     if compiled:
         common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
     group = train(make_group(device, networks, precision=common.resolve_precision("auto", device)), 100)
     times = []
     for stop in range(300, 1100, 200):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = clock()
         train(group, stop)
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - began) / 200 / networks)
-    return 1e3 * sorted(times)[len(times) // 2]
-
-
-def speed(device: torch.device, networks: int, goal: float, compiled: bool = False) -> tuple:
-    found = milliseconds(device, networks, compiled)
+        times.append(1e3 * (clock() - began) / 200 / networks)
+    found = sorted(times)[len(times) // 2]
     return f"{found:.3f} ms", f"goal {goal:g}", found <= goal
 
 
@@ -205,26 +201,25 @@ def level_change(device: torch.device) -> tuple:
     start = {name: t.cpu() for name, t in group.members[0].weights().items()}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):  # the first one warms up
-            torch.cuda.synchronize()
-            began = time.perf_counter()
+            began = clock()
             for m in group.members:
                 common.evaluate(m.net, group.data)
                 masks = imp.prune(imp.importance(m.net, group.data, None), m.masks, 0.2)
                 tensors = common.prefixed(weight=m.weights(), mask=masks, next=masks)
                 common.save_tensors(Path(folder) / "level00.safetensors", tensors, {})
                 m.rewind(start, masks, 0)
-            torch.cuda.synchronize()
-            found = time.perf_counter() - began
+            found = clock() - began
     return f"{found:.2f} s", "goal 1", found <= 1
 
 
-CHECKS: dict[str, Callable[[torch.device], tuple]] = {
+CHECKS = {
     "versions": versions,
     "tf32 is off": tf32_is_off,
-    **{f"recording {n} x ResNet-{depth} {precision}": functools.partial(
-        recording, networks=n, depth=depth, precision=precision)
+    "near the CPU": near_the_cpu,
+    **{f"recording {n} x ResNet-{depth} {precision}": partial(
+        recording, networks=n, depth=depth, precision=precision, steps=1)
        for depth in (20, 56) for n in (1, 8) for precision in ("fp32", "bf16")},
-    "50 replays, half-zero masks": fifty_replays,
+    "50 replays, half-zero masks": partial(recording, networks=1, depth=20, precision="fp32", steps=50),
     "alone and in company": company,
     "stop, restore, go on": stop_and_go_on,
     "two processes": two_processes,
@@ -232,15 +227,15 @@ CHECKS: dict[str, Callable[[torch.device], tuple]] = {
     "memory of three groups": memory_of_three_groups,
 }  # fmt: skip
 SPEEDS = {
-    "a step alone": functools.partial(speed, networks=1, goal=1.0),
-    "a step of each of eight": functools.partial(speed, networks=8, goal=0.45),
-    "a step alone, compiled": functools.partial(speed, networks=1, goal=1.0, compiled=True),
-    "a step of each of eight, compiled": functools.partial(speed, networks=8, goal=0.45, compiled=True),
+    "a step alone": partial(speed, networks=1, goal=1.0),
+    "a step of each of eight": partial(speed, networks=8, goal=0.45),
+    "a step alone, compiled": partial(speed, networks=1, goal=1.0, compiled=True),
+    "a step of each of eight, compiled": partial(speed, networks=8, goal=0.45, compiled=True),
     "a level change of eight": level_change,
 }
 
 
-def run(name: str, device: torch.device, seconds: float = SECONDS) -> list:
+def run(name: str, device: torch.device, seconds: float = 300) -> list:
     """[found, limit, ok] of a check in a process of its own; a crash or a hang is not ok."""
     command = [sys.executable, __file__, name, str(device)]
     try:
@@ -260,7 +255,7 @@ def main() -> int:
         return 2
     failed = 0
     for name in (*CHECKS, *SPEEDS):
-        found, limit, ok = run(name, torch.device("cuda"), 3 * SECONDS if "compiled" in name else SECONDS)
+        found, limit, ok = run(name, torch.device("cuda"), 900 if "compiled" in name else 300)
         failed += not ok and name in CHECKS
         word = "ok" if ok else "FAILED" if name in CHECKS else "over"
         print(f"{name:36} {found:40} {limit:20} {word}", flush=True)

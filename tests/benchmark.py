@@ -4,9 +4,6 @@ The plain loop is what most people write: torchvision transforms in a DataLoader
 workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a mask on every weight.
 TF32 is off and cuDNN deterministic for both. Images are random; they cost what real ones of 32 x 32 cost.
 
-"of matmul": the operations a second of our convolutions beside those of a large matrix product in the same
-precision, which is measured first.
-
 --compile asks what fusing would bring: forward pass and loss of our step go through torch.compile, once for
 all networks; what is around them stays. The stages do not: where this was measured it brought nothing.
 
@@ -19,47 +16,43 @@ import csv
 import itertools
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.profiler import profile
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import accept  # beside this file
 
 import common
 
-EXAMPLES = 10000
 WORKERS = min(8, os.cpu_count())
 
 
-def plain_loop(images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device) -> Iterator[None]:
+def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterator[None]:
     """Yields after every step."""
     from PIL import Image
     from torchvision import transforms as T
 
-    mean, std = (tuple(v / 255) for v in common.channel_statistics(images))
-    augment = [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(mean, std)]
+    images, labels = data.train_images().cpu().numpy(), data.labels.tolist()
+    mean, std = ((v / 255).tolist() for v in (data.mean, data.std))
+    augment = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(),
+                         T.Normalize(mean, std)])  # fmt: skip
 
     class Images(torch.utils.data.Dataset):
-        transform = T.Compose(augment)
-
         def __len__(self) -> int:
             return len(labels)
 
         def __getitem__(self, i: int) -> tuple:
-            return self.transform(Image.fromarray(images[i])), int(labels[i])
+            return augment(Image.fromarray(images[i])), labels[i]
 
-    net = common.ResNet(recipe["depth"], recipe["width"], 3, recipe["classes"])
+    net = common.ResNet(recipe["depth"], recipe["width"], 3, 10)
     for module in [*net.modules()]:
         for name, child in module.named_children():
             if isinstance(child, common.BatchNorm):
@@ -90,69 +83,52 @@ def our_loop(group: common.Group) -> Iterator[int]:
     return common.train(group, 10**9, peak=group.recipe["lr"])
 
 
-def cost(group: common.Group) -> int:
-    """Floating-point operations of the convolutions and matrix products of one eager step."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as flops:
-        group.step(0)
-    return flops.get_total_flops()
-
-
-def ceiling(device: torch.device, precision: str) -> float:
-    """Operations a second in a large matrix product, the best of ten on this device."""
-    n, times = 8192 if device.type == "cuda" else 2048, []
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    for _ in range(11):  # the first one warms up
-        began = time.perf_counter()
-        a @ a
-        if a.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times[1:])
-
-
-def longest_kernels(loop: Iterator, device: torch.device, steps: int = 5) -> list[tuple[str, float]]:
-    """The ten kernels (on a CPU operations) with most of a step, and the launch: name, seconds a step."""
-    cuda = device.type == "cuda"
-    for _ in range(3):
-        next(loop)
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=kinds) as found:
-        for _ in range(steps):
-            next(loop)
-        if cuda:
-            torch.cuda.synchronize()
-    events = found.key_averages()
-    times = [(event.key, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6 / steps)
-             for event in events]  # fmt: skip
-    launch = [(f"{event.key} (host)", event.self_cpu_time_total / 1e6 / steps)
-              for event in events if event.key == "cudaGraphLaunch"]  # fmt: skip
-    return sorted(times, key=lambda item: -item[1])[:10] + launch
-
-
 def seconds(loop: Iterator, steps: int, device: torch.device) -> list[float]:
     """Of each of the next steps; on a GPU, where steps overlap, their mean."""
     time.sleep(0.5)  # the plain loop's workers fill their queue; its batches must not come for free:
     for _ in range(2 * WORKERS):
         next(loop)
     if device.type == "cuda":
-        torch.cuda.synchronize()
-    found, began = [], time.perf_counter()
+        began = accept.clock()
+        for _ in range(steps):
+            next(loop)
+        return [(accept.clock() - began) / steps]
+    times = [time.perf_counter()]
     for _ in range(steps):
         next(loop)
-        if device.type == "cpu":
-            found.append(time.perf_counter() - began)
-            began = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        found = [(time.perf_counter() - began) / steps]
-    return found
+        times.append(time.perf_counter())
+    return [b - a for a, b in itertools.pairwise(times)]
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes of both loops so far; on a GPU reserved ones: what a stream has freed no other stream uses."""
+def compare(depth: int, batch: int, networks: int, device: torch.device, args: argparse.Namespace) -> dict:
+    """A row of the table: both loops in turns."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
+    recipe = preset | {"batch_size": batch, "classes": 10, "precision": args.precision}
+    data = accept.random_data(device, 10_000)
+    loops = [plain_loop(data, recipe, device), our_loop(accept.group_on(data, recipe, networks))]
+    turns = [args.steps, args.steps]
+    if device.type == "cuda":
+        turns[0] = max(1, args.steps // 4)
+    times = [[], []]
+    for turn in range(args.rounds + 1):
+        for loop, found, steps in zip(loops, times, turns):
+            new = seconds(loop, steps, device)
+            found += new if turn else []  # the first turn warms up: workers, kernels, memory
+    loops[0].close()
+    plain, ours = (statistics.median(t) for t in times)
+    level = recipe["total_steps"] * ours / networks / 3600
+    memory = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0
+    return {
+        "network": f"ResNet-{depth}", "batch": batch, "at once": networks,
+        "plain best s": f"{min(times[0]):.4f}", "median": f"{plain:.4f}",
+        "ours best s": f"{min(times[1]):.4f}", "ours median": f"{ours:.4f}",
+        "images/s": f"{batch * networks / ours:.0f}", "times faster": f"{networks * plain / ours:.2f}",
+        "level h": f"{level:.2f}", "IMP run h": f"{(1 + recipe['levels']) * level:.1f}",
+        "GPU GiB": f"{memory:.2f}",
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -171,58 +147,32 @@ def main() -> None:
         sys.exit(accept.main())
     device = common.resolve_device(args.device)
     cuda = device.type == "cuda"
-    steps = args.steps or (200 if cuda else 4)
-    precision = common.resolve_precision(args.precision, device)
+    args.steps = args.steps or (200 if cuda else 4)
+    args.precision = common.resolve_precision(args.precision, device)
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(torch.cuda.get_device_name(device) if cuda else cores, torch.backends.cpu.get_cpu_capability(),
           f"torch {torch.__version__}", f"Python {platform.python_version()}",
-          f"{args.rounds} rounds of {steps} steps",
-          f"ours in {precision}{', compiled' if args.compile else ''}", sep=", ")  # fmt: skip
+          f"{args.rounds} rounds of {args.steps} steps",
+          f"ours in {args.precision}{', compiled' if args.compile else ''}", sep=", ")  # fmt: skip
     if args.compile:
         common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
-    operations = ceiling(device, precision)
-    print(f"{precision} matrix product {operations / 1e12:.2f} TFLOP/s")
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
-    labels = draw.integers(0, 10, EXAMPLES)
-    rows = []
-    sizes = [(20, 128)] if args.quick else [*itertools.product((20, 32, 56), (128, 256))]
+    sizes, rows = [(20, 128)] if args.quick else [*itertools.product((20, 32, 56), (128, 256))], []
     for (depth, batch), networks in itertools.product(sizes, (1, 2, 4, 8, 16) if cuda else (1,)):
-        if cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
-        recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision}
-        group = accept.group_on(images, labels, recipe, device, networks)
-        flops = cost(group)
-        loops = (plain_loop(images, labels, recipe, device), our_loop(group))
-        times = [[], []]
-        for turn in range(args.rounds + 1):
-            for loop, found, n in zip(loops, times, (max(1, steps // 4) if cuda else steps, steps)):
-                new = seconds(loop, n, device)
-                found += new if turn else []  # the first turn warms up: workers, kernels, memory
-        loops[0].close()
-        plain, ours = (statistics.median(t) for t in times)
-        level = recipe["total_steps"] * ours / networks / 3600
-        rows.append({
-            "network": f"ResNet-{depth}", "batch": batch, "at once": networks,
-            "plain best s": f"{min(times[0]):.4f}", "median": f"{plain:.4f}",
-            "ours best s": f"{min(times[1]):.4f}", "ours median": f"{ours:.4f}",
-            "images/s": f"{batch * networks / ours:.0f}", "times faster": f"{networks * plain / ours:.2f}",
-            "level h": f"{level:.2f}", "IMP run h": f"{(1 + recipe['levels']) * level:.1f}",
-            "of matmul": f"{networks * flops / ours / operations:.0%}",
-            "peak GiB": f"{peak_memory(device) / 2**30:.2f}",
-        })  # fmt: skip
+        rows.append(compare(depth, batch, networks, device, args))
         if len(rows) == 1:
             print("   ".join(rows[0]))
         print("   ".join(f"{value:>{len(key)}}" for key, value in rows[-1].items()), flush=True)
-        del group, loops
+    recipe = common.CIFAR10 | {"classes": 10, "precision": args.precision}
     for networks in (1, 8) if cuda else (1,):  # last: a GPU stays slower once the profiler has been on
-        recipe = common.CIFAR10 | {"classes": 10, "precision": precision}
-        group = accept.group_on(images, labels, recipe, device, networks)
-        print(f"longest in a step of {networks} x ResNet-20, batch 128:")
-        for name, spent in longest_kernels(our_loop(group), device):
-            print(f"  {1e3 * spent:9.3f} ms   {name[:100]}")
+        loop = our_loop(accept.group_on(accept.random_data(device, 10_000), recipe, networks))
+        for _ in range(3):
+            next(loop)
+        with profile() as found:
+            for _ in range(5):
+                next(loop)
+        print(f"longest in 5 steps of {networks} x ResNet-20, batch 128:")
+        order = f"self_{'device' if cuda else 'cpu'}_time_total"
+        print(found.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=60))
     with open(args.out, "w", newline="") as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
