@@ -68,7 +68,7 @@ def dropped(n):
 
 
 def plain_imp(rewind, levels, digits):
-    """Algorithm 1 as one would write it for one network; returns (weights, mask, accuracy) of each level."""
+    """Algorithm 1 as one would write it for one network; returns (weights, masks, row) of each level."""
     tensors, info = common.load_tensors(rewind)
     images, labels = digits.train_images().numpy(), digits.labels.numpy()
     r, batch, per_epoch = info["recipe"], 64, len(images) // 64
@@ -87,13 +87,15 @@ def plain_imp(rewind, levels, digits):
         for k, p in prunable.items():
             p.data *= masks[k]
         sgd = torch.optim.SGD(net.parameters(), torch.tensor(0.0), 0.9, weight_decay=1e-4, fused=True)
-        for step in range(5, 45):
+        losses = []
+        for step in range(21, 45):
             epoch, i = divmod(step, per_epoch)
             order = np.random.default_rng([1, r["seed"], n, epoch]).permutation(len(images))
             top, left = np.random.default_rng([2, r["seed"], n, epoch]).integers(0, 3, (2, per_epoch * batch))
             picks = range(i * batch, (i + 1) * batch)
             crops = [framed[order[j], top[j] : top[j] + 8, left[j] : left[j] + 8] for j in picks]
             loss = F.cross_entropy(net(normalised(np.stack(crops))), torch.from_numpy(labels[order[picks]]))
+            losses.append(loss.item())
             sgd.zero_grad()
             loss.backward()
             sgd.param_groups[0]["lr"].fill_(0.3 * 0.1 ** sum(m <= step for m in (30, 40)))
@@ -101,8 +103,11 @@ def plain_imp(rewind, levels, digits):
             for k, p in prunable.items():
                 p.data *= masks[k]
         with torch.no_grad():
-            right = net.eval()(normalised(digits.test.numpy())).argmax(1) == digits.test_labels
-        found.append((net.state_dict(), masks, right.numpy().mean()))
+            logits = net.eval()(normalised(digits.test.numpy())).double()
+        row = {"test_accuracy": (logits.argmax(1) == digits.test_labels).double().mean().item(),
+               "test_loss": F.cross_entropy(logits, digits.test_labels).item(),
+               "train_loss": np.mean(losses[-per_epoch:])}  # fmt: skip
+        found.append((net.state_dict(), masks, row))
         alive = [(abs(p.flatten()[j].item()), name, j) for name, p in prunable.items()
                  for j in masks[name].flatten().nonzero().squeeze(1).tolist()]  # fmt: skip
         masks = {k: m.clone() for k, m in masks.items()}
@@ -112,10 +117,11 @@ def plain_imp(rewind, levels, digits):
 
 
 def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, digits):
-    rewind = start(ok, tmp_path, "--seed", 4)
+    """From the 2nd step of epoch 1 on: order, crops, schedule, SGD, masks, rewinding, evaluation, pruning."""
+    rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21)
     ok("imp", rewind, "--levels", 3)
     expected = plain_imp(rewind, 3, digits)
-    for n, (weights, masks, accuracy) in enumerate(expected):
+    for n, (weights, masks, row) in enumerate(expected):
         tensors, info = level(tmp_path, n)
         assert equal(common.part(tensors, "weight"), weights)
         assert equal(common.part(tensors, "mask"), {k: mask.to(torch.uint8) for k, mask in masks.items()})
@@ -123,7 +129,7 @@ def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, d
             following = {k: mask.to(torch.uint8) for k, mask in expected[n + 1][1].items()}
             assert equal(common.part(tensors, "next"), following)
         assert not any(tensors[f"weight.{name}"][mask == 0].any() for name, mask in masks.items())
-        assert info["row"]["test_accuracy"] == accuracy
+        assert {key: info["row"][key] for key in row} == pytest.approx(row, rel=1e-6)
 
 
 def test_files_and_rows_say_what_the_design_says(ok, tmp_path):
