@@ -87,12 +87,15 @@ def test_bf16_on_hardware_without_it(refused, folder, monkeypatch):
 
 
 def test_outputs_that_cannot_be(refused, folder, rewind):
-    """Unwritable folders, other suffixes, folders, and names that imp.py takes for its own files."""
+    """Unwritable or locked folders, other suffixes, and names that imp.py takes for its own files."""
     scores = folder / "scores.npy"
     below = scores / "a-file"
     for command in ([*SCORE, below / "s.npy"], [*RANDOM, below / "s.npy"], [*START, below / "r.safetensors"],
                     ["imp", rewind, "--out", below]):  # fmt: skip
         refused(command, "cannot write to")
+    with common.lock(rewind.parent / ".lock"):
+        for command in (["imp", rewind], [*START, rewind, "--force"]):
+            refused(command, f"is in use by process {os.getpid()} on")
     (folder / "folder.npy").mkdir()
     for command, name in ((SCORE, "scores.txt"), (SCORE, "folder.npy"), (START, "rewind.pt"),
                           (START, "state.safetensors"), (START, "level03.safetensors")):  # fmt: skip
@@ -108,6 +111,22 @@ def test_a_finished_run_that_cannot_be_written_to_is_done(ok, folder, rewind, mo
     assert "already done" in ok("imp", rewind, "--levels", 0)
     assert "already done" in ok(*START, rewind)
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(("command", "flag", "word"), [
+    ([*SCORE, "s.npy"], ["--lr", 0.05], "lr 0.3 there, 0.05 now"),
+    ([*RANDOM, "r.npy"], ["--seed", 1], "seed 0 there, 1 now"),
+    ([*START, "r.safetensors"], ["--seed", 1], "seed 0 there, 1 now"),
+])  # fmt: skip
+def test_what_exists_is_done_or_another_setting_is_named(ok, refused, tmp_path, command, flag, word):
+    command = [*command[:-1], tmp_path / command[-1]]
+    ok(*command)
+    before = snapshot(tmp_path)
+    assert "already done" in ok(*command)
+    assert snapshot(tmp_path) == before
+    refused([*command, *flag], word)
+    ok(*command, *flag, "--force")
+    assert snapshot(tmp_path) != before
 
 
 # ---------------------------------------------------------------- arrays
@@ -220,9 +239,8 @@ def test_a_setting_that_other_code_does_not_know_makes_a_difference(ok, refused,
         assert level(mine.parent, 0)[1]["recipe"]["network"] == "silu"
     refused(["imp", mine, "--levels", 1], "{'network': 'silu'} there")
     path = rewrite_recipe(folder, optimizer="adam")
-    refused([*START, path], "adam")
-    refused(["imp", path, other], "optimizer", "adam")
-    refused(["imp", other, path], "optimizer", "adam")
+    for command in ([*START, path], ["imp", path, other], ["imp", other, path]):
+        refused(command, "optimizer", "adam")
     tensors, info = level(folder / "run", 0)
     common.save_tensors(folder / "run" / "level00.safetensors", tensors, info | {"rule": "random"})
     refused(["imp", rewrite_recipe(folder, optimizer="drop")], "rule random there")
@@ -290,13 +308,6 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     assert json.loads(easy.with_suffix(".json").read_text())["score"] == "unnamed"  # it is not EL2N's
 
 
-def test_every_scheme_of_a_replicate_starts_from_the_same_weights(ok, folder):
-    for name, flags in {"all": [], "some": ["--subset", folder / "subset.npy"]}.items():
-        ok(*START, folder / f"{name}.safetensors", *flags, "--steps", 0, "--seed", 7)
-    a, b = (common.load_tensors(folder / f"{name}.safetensors")[0] for name in ("all", "some"))
-    assert equal(a, b)
-
-
 def test_label_noise_changes_pretraining_and_not_imp(ok, tmp_path):
     clean, noisy, swapped = (tmp_path / f"{name}.safetensors" for name in ("clean", "noisy", "swapped"))
     ok(*START, clean)
@@ -318,11 +329,10 @@ def test_help_is_the_docstring(stage, capsys):
 
 
 def test_a_dataset_that_names_a_preset_selects_it():
-    for preset, dataset, expected in ((None, None, "digits digits"), (None, "cifar100", "cifar100 cifar100"),
-                                      ("cinic10", None, "cinic10 cinic10"),
-                                      ("cifar10", "folder", "cifar10 folder")):  # fmt: skip
-        names = common.resolve_preset(argparse.Namespace(preset=preset, dataset=dataset))
-        assert f"{names['preset']} {names['dataset']}" == expected
+    for given, expected in (((None, None), ["digits", "digits"]), ((None, "cifar100"), ["cifar100"] * 2),
+                            (("cifar10", "folder"), ["cifar10", "folder"])):  # fmt: skip
+        args = argparse.Namespace(**dict(zip(("preset", "dataset"), given)))
+        assert [*common.resolve_preset(args).values()] == expected
 
 
 def test_presets_hold_the_papers_table_1():

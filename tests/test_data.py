@@ -70,12 +70,6 @@ def test_batches_equal_torchvision_on_the_same_crops(tree):
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_normalised_training_set_has_mean_0_and_deviation_1(digits):
-    x = digits.normalise(digits.train_images())
-    assert abs(x.mean().item()) < 1e-6
-    assert x.std(correction=0).item() == pytest.approx(1, abs=1e-6)
-
-
 def test_an_epoch_is_a_pure_function_of_seed_level_and_epoch():
     one = common.epoch_table(5, 2, 7, 1000, 64, 4, True)
     assert np.array_equal(one, common.epoch_table(5, 2, 7, 1000, 64, 4, True))
@@ -256,6 +250,10 @@ def check_cinic(root):
 
 def test_cinic_from_its_archive_then_from_the_cache_alone(cinic, monkeypatch):
     root, source = cinic
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda *a, **k: NOWHERE)
+    with pytest.raises(common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"):
+        load(root, "cinic10", "cinic10")  # its checksum is wrong
+    assert not (root / "CINIC-10").exists()
     monkeypatch.setattr(common, "CINIC10_MD5", md5(root / "CINIC-10.tar.gz"))
     first = check_cinic(root)
     shutil.rmtree(root / "CINIC-10")
@@ -275,11 +273,3 @@ def test_an_incomplete_cinic_is_refused_and_not_cached(cinic):
     with pytest.raises(common.InputError, match="incomplete"):  # 20 and 11 images
         check_cinic(source)
     assert not (source / "cinic10.safetensors").exists()
-
-
-def test_cinic_with_a_wrong_checksum_is_refused(cinic, monkeypatch):
-    root, _ = cinic
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda *a, **k: NOWHERE)
-    with pytest.raises(common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"):
-        load(root, "cinic10", "cinic10")
-    assert not (root / "CINIC-10").exists()

@@ -1,4 +1,4 @@
-"""Recorded steps: what they must prove before they are used, with stand-ins on a CPU (on a GPU: test_accept)."""
+"""Recorded steps: what they must prove before use, with stand-ins on a CPU (on a GPU: test_accept.py)."""
 
 from itertools import count
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import TINY, snapshot
+from conftest import TINY
 from safetensors.torch import load_file
 
 import common
@@ -108,14 +108,3 @@ def test_several_at_once_equal_one_after_another(ok, tmp_path):
         ok(*SHORT, tmp_path / f"{at_once}.npy", "--at-once", at_once)
     a, b, c = ((tmp_path / f"{n}.npy").read_bytes() for n in (1, 2, 3))
     assert a == b == c
-
-
-def test_rerun_rules(ok, refused, tmp_path):
-    command = [*SHORT, tmp_path / "s.npy"]
-    ok(*command)
-    before = snapshot(tmp_path)
-    assert "already done" in ok(*command)
-    assert snapshot(tmp_path) == before
-    refused([*command, "--lr", 0.05], "lr 0.3 there, 0.05 now")
-    ok(*command, "--lr", 0.05, "--force")
-    assert snapshot(tmp_path) != before

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY, snapshot
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,12 +116,3 @@ def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_p
     (warning,) = [line for line in said if line.startswith("warning")]
     words = ("--class-balanced", f"{(labels == 3).sum()} of 150", "no example of 8 classes")
     assert all(word in warning for word in words)
-
-
-def test_rerun_rules(ok, refused, tmp_path):
-    command = ["subset", "--select", "random", "--size", 30, "--out", tmp_path / "r.npy"]
-    ok(*command)
-    before = snapshot(tmp_path)
-    assert "already done" in ok(*command)
-    assert snapshot(tmp_path) == before
-    refused([*command, "--seed", 1], "seed 0 there, 1 now")
