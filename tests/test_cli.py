@@ -65,7 +65,7 @@ def test_bad_arguments(refused, tmp_path, line):
     assert not (tmp_path / "new").exists()
 
 
-def test_bad_arguments_of_imp(refused, folder, rewind):
+def test_bad_arguments_of_imp(ok, refused, folder, rewind):
     for flag, value in (("--prune-fraction", 0), ("--prune-fraction", 1), ("--prune-fraction", "nan"),
                         ("--levels", -1), ("--at-once", 0), ("--save-every", 0)):  # fmt: skip
         refused(["imp", rewind, flag, value], flag)
@@ -74,7 +74,7 @@ def test_bad_arguments_of_imp(refused, folder, rewind):
     refused(["imp", rewind, "--out", "a", "b"], "--out", "1", "2")
     refused(["imp", rewind, shutil.copy(rewind, rewind.with_name("twin.safetensors"))], "same folder")
     other = folder / "other" / "rewind.safetensors"
-    assert common.cli(STAGES["pretrain"].main, [*map(str, START[1:]), str(other), "--lr", "0.05"]) == 0
+    ok(*START, other, "--lr", 0.05)
     refused(["imp", rewind, other], "lr is 0.05, but 0.3 in")
 
 
@@ -293,6 +293,7 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     scores.with_suffix(".json").write_text(json.dumps({"select": "margin"}))
     ok(*EASY, scores, "--out", easy)
     assert np.load(easy).tolist() == [0, 1, 2, 3, 4]
+    assert "already done" in ok(*EASY, scores, "--out", easy, "--seed", 1)  # which is for random alone
     shutil.copy(easy, bare)
     paths = [tmp_path / name / "rewind.safetensors" for name in ("easy", "bare")]
     for subset, path in zip((easy, bare), paths):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, equal, recipe
+from conftest import equal, recipe
 
 import common
 
@@ -46,14 +46,6 @@ def test_initial_weights_have_their_distribution_and_depend_on_the_seed_alone():
     nets[0].scale = torch.nn.Parameter(torch.ones(4))
     with pytest.raises(ValueError, match="scale"):  # a parameter without a rule
         common.initialise(nets[0], 0)
-
-
-def test_scoring_networks_share_no_start_with_a_replicate(ok, tmp_path, monkeypatch):
-    seeds, member = [], common.Member
-    monkeypatch.setattr(common, "Member", lambda *args: seeds.append(args[-1]) or member(*args))
-    ok("score", "--networks", 3, "--steps", 1, *TINY, "--out", tmp_path / "s.npy")
-    assert len(set(seeds)) == 3
-    assert min(seeds) >= 2**32  # a replicate's seed is below
 
 
 def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits):

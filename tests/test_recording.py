@@ -5,7 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, equal, recipe
+from conftest import equal, recipe
 
 import common
 
@@ -153,26 +153,3 @@ def test_batch_norm_has_the_bits_of_torchs():
             statistics = norm.running_mean, norm.running_var
             found.append((y, images.grad, norm.weight.grad, *statistics, norm.eval()(images)))
         assert all(torch.equal(a, b) for a, b in zip(*found))
-
-
-def test_a_device_without_a_number_is_the_first(monkeypatch):
-    """What can be seen without a GPU: `auto` and `cuda` name one that CUDA accepts."""
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
-    for name in ("auto", "cuda", "cuda:1"):
-        assert common.resolve_device(name).type == "cuda"
-    assert chosen == [0, 0, 1]
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and -m cuda")
-def test_out_of_gpu_memory_says_what_to_lower(refused, tmp_path):
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1e-6)
-    try:
-        command = ["pretrain", *TINY, "--device", "cuda", "--out", tmp_path / "r.safetensors"]
-        refused(command, "lower --at-once", status=1)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -42,14 +42,6 @@ def test_reliability_equals_scipy():
     assert overlap == pytest.approx(len(easiest[0] & easiest[1]) / 30)
 
 
-def test_reliability_predicts_the_correlation_with_as_many_other_networks():
-    draw = np.random.default_rng(2)
-    networks = draw.normal(size=4000) + draw.normal(size=(10, 4000))  # truth and error
-    _, of_mean, *_ = score_el2n.reliability(networks[:5])
-    measured = scipy.stats.spearmanr(networks[:5].mean(0), networks[5:].mean(0))[0]
-    assert of_mean == pytest.approx(measured, abs=0.02)
-
-
 def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(call, tmp_path, digits):
     status, out, err = call(*SHORT, tmp_path / "scores.npy")
     assert (status, out.strip()[-10:]) == (0, "scores.npy")
@@ -64,7 +56,8 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(c
     assert info["sha256"] == common.sha256((tmp_path / "scores.npy").read_bytes())
     assert (info["dataset"], info["fingerprint"]) == ("digits", digits.fingerprint)
 
-    seed = int(common.rng(common.SCORING, 0, 1).integers(2**32, 2**63))  # the second network, by hand
+    # the second network, by hand; a replicate's seed is below 2**32, so none shares a start with it
+    seed = int(common.rng(common.SCORING, 0, 1).integers(2**32, 2**63))
     member = common.Member("by hand", info, digits, seed)
     list(common.train(common.Group([member], digits, info), 4, peak=info["lr"]))
     x = digits.normalise(digits.train_images()[:64])

@@ -96,15 +96,6 @@ def test_random_is_balanced_by_the_noisy_labels(ok, tmp_path, digits):
     assert np.bincount(noisy[np.load(tmp_path / "r.npy")]).tolist() == [4] * 10
 
 
-def test_hard_is_the_same_for_every_seed_and_scores_need_no_sidecar(ok, tmp_path):
-    scores = np.random.default_rng(0).random(1297, np.float32)
-    np.save(tmp_path / "mine.npy", scores)  # a score of one's own
-    command = ["subset", "--select", "hard", "--size", 9, "--scores", tmp_path / "mine.npy"]
-    for seed in (0, 1):
-        ok(*command, "--seed", seed, "--out", tmp_path / f"{seed}.npy")
-        assert np.array_equal(np.load(tmp_path / f"{seed}.npy"), np.sort(np.argsort(scores)[-9:]))
-
-
 def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_path, digits):
     """As `easy 1000` of a small trial was: 887 airplanes."""
     labels = digits.labels.numpy()
