@@ -212,10 +212,11 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
 # ---------------------------------------------------------------- killed and continued
 
 
-@pytest.mark.parametrize("stop_at", [8, 30, 50])
-def test_a_member_whose_turn_has_not_come_is_not_saved(ok, call, tmp_path, monkeypatch, stop_at):
+# without a save before the signal; at level 1 with those of level 0, where c has nothing to train
+@pytest.mark.parametrize(("stop_at", "every", "expected"), [(8, 60, "a"), (30, 60, "ab"), (50, 1e-9, "abc")])
+def test_a_signal_saves_whose_turn_has_come(ok, call, tmp_path, monkeypatch, stop_at, every, expected):
     """Three different starts in one group, stopped before b's turn, after it, and at level 1; then alone."""
-    steps = {"a": 0, "b": 20, "c": 45}  # c has nothing left to train
+    steps = {"a": 0, "b": 20, "c": 45}
     starts = [start(ok, tmp_path / name, "--seed", n, "--steps", n) for name, n in steps.items()]
     whole, stopped = ([tmp_path / where / name for name in steps] for where in ("whole", "stopped"))
     for path, out in zip(starts, whole):
@@ -230,9 +231,8 @@ def test_a_member_whose_turn_has_not_come_is_not_saved(ok, call, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(common.Group, "steps", step)
-        assert call(*command, "--at-once", 3, "--save-every", 1e-9)[0] == 128 + signal.SIGTERM
-    saved = {out.name for out in stopped if (out / "state.safetensors").exists()}
-    assert saved == {8: {"a"}, 30: {"a", "b"}, 50: {"a", "b", "c"}}[stop_at]  # c at the end of level 0
+        assert call(*command, "--at-once", 3, "--save-every", every)[0] == 128 + signal.SIGTERM
+    assert "".join(out.name for out in stopped if (out / "state.safetensors").exists()) == expected
     ok(*command)
     assert made(tmp_path / "stopped") == made(tmp_path / "whole")
 

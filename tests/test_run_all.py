@@ -199,6 +199,7 @@ def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, devices, l
     done = fake(CUDA_VISIBLE_DEVICES=devices, BREAKS=breaks, STATUS=status)
     assert done.returncode == 1
     lines = [line for *_, line in noted(tmp_path)]
+    assert all(pruned(lines))  # none without a starting point
     assert len({run for task in pruned(lines) for run in task}) == left
     assert len(calling(lines, "plot")) == 1
     ((command, log),) = re.findall(rf"^status {status} from (.*)\n(.*):\n  it broke$", done.stderr, re.M)
