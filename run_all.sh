@@ -76,6 +76,7 @@ esac
 seeds=${SEEDS:-$seeds} size=${SIZES:-$size} sizes=${SIZES:-$sizes} t=${T_STAR:-$t}
 for name in seeds sizes; do check "${name^^}" "${!name}" ' *[0-9]+( +[0-9]+)* *' "numbers with spaces between"; done
 for name in WIDTH JOBS; do check $name "${!name:-1}" '[1-9][0-9]{0,8}' "a whole number from 1 on"; done
+check NOISE "${NOISE:-10}" ' *[1-9][0-9]?( +[1-9][0-9]?)* *' "whole percents with spaces between"
 check LEVELS "${LEVELS:-0}" '0|[1-9][0-9]{0,8}' "a whole number"
 check T_STAR "$t" '[1-9][0-9]{0,7}[02468]|[2468]' "even and above 0, as subsets are seen for half as many steps"
 check STEP_MS "${STEP_MS:-0}" '[0-9]*\.?[0-9]+' "a number of milliseconds"
