@@ -166,9 +166,8 @@ def read_run(folder: Path) -> Curve:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
         drawn = [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
         level, remaining, accuracy = np.array(drawn).reshape(-1, 3).T
-        possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
-        if [*level] != [*range(len(rows))] or not possible.all():
-            raise InputError(f"{path}: a level is missing, or a fraction is outside [0, 1]")
+        if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
+            raise ValueError("a level is missing, or a number")
     for file in sorted(folder.glob("level*.safetensors"))[:1]:  # the others need not be copied along
         info = common.load_info(file)
         with common.reading(file):
@@ -229,7 +228,8 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     pictures = {}
     for c in (c for c in found.values() if c.accuracy):
         preset, dataset, test_set = (f"{c.settings.get(k)}" for k in ("preset", "dataset", "test_set_sha256"))
-        pictures.setdefault((preset if dataset == preset else f"{preset}-{dataset}", test_set), []).append(c)
+        usual = common.PRESETS.get(preset, {}).get("dataset")
+        pictures.setdefault((preset if dataset == usual else f"{preset}-{dataset}", test_set), []).append(c)
         if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
             print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
     if not pictures:
@@ -288,6 +288,8 @@ class Panel:
         self.sizes = sorted({c.size for c in self.curves} - {None})
         self.remaining = max((c.remaining for c in self.curves), key=len)
         self.whole = [c for c in self.curves if self.role(c) == "t*"]  # all data for t* steps
+        named = 100 * self.remaining[:: 3 if len(self.remaining) > 6 else 1]
+        self.ticks = {weights: f"{weights:.3g}" for weights in named}  # of an axis of weights remaining
 
     def role(self, c: Curve) -> str:
         """t*, t*/2, init, other (steps on all data), or the scheme of a subset, balanced if easy."""
@@ -355,8 +357,8 @@ def choose(figure: str | None, panels: list[Panel], preset: str, size: int | Non
         panels = [p for p in panels if p.claimed] or [p for p in panels if p.step == longest]
     if figure in "23":
         wanted = size or (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
-        sizes = sorted({size for p in panels for size in p.sizes})
         if size and any(size not in p.sizes for p in panels):
+            sizes = sorted({size for p in panels for size in p.sizes})
             raise InputError(f"--size {size}: the subsets have {', '.join(map(str, sizes))} examples")
         panels = [p.only(wanted) if wanted in p.sizes else p for p in panels]
     return panels
@@ -422,8 +424,7 @@ def verdict(d: Comparison, margin: float) -> str:
 def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
     """(verdict over all levels and where it does not hold, does A weakly dominate B?, None: undecided).
 
-    That takes the margin over all levels and over the sparsest third: a mean can hide a collapse at the end.
-    A claim that needs both needs no correction.
+    It must over the sparsest third too, where a mean can hide a collapse; needing both needs no correction.
     """
     found, sparse = verdict(d, margin), verdict(d.sparse, margin)
     dominates = True if min(d.low, d.sparse.low) > -margin else False if "worse" in (found, sparse) else None
@@ -533,9 +534,9 @@ def draw_figure(figure: str | None, panels: list[Panel], margin: float, path: Pa
     thin = "; thin: published" if any(c.twin for p in panels for c in p.curves) else ""
     note = f"band: one sample std. deviation{thin}"
     if figure == "4":
-        levels = [[n for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)] or [len(p.remaining) - 1]
-                  for p in panels]  # fmt: skip
-        pictures = [by_size(p, level) for p, of in zip(panels, levels) for level in of]
+        pictures = [by_size(p, level) for p in panels
+                    for level in [n for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)]
+                    or [len(p.remaining) - 1]]  # fmt: skip
         return draw_page(path, pictures, note, columns=3, apart=True)
     if figure == "controls":
         return draw_page(path, [by_level(p, p.title) for p in panels], note)
@@ -558,7 +559,7 @@ def style(c: Curve, panel: Panel) -> dict:
 
 def by_level(panel: Panel, title: str, ylabel: str = ACCURACY) -> Picture:
     """Accuracy, or what else the curves are of, against weights remaining: mean and standard deviation."""
-    lines, ticks = [], 100 * panel.remaining[:: 3 if len(panel.remaining) > 6 else 1]
+    lines = []
     for top in panel.whole[:1] if ylabel == ACCURACY else []:
         lines.append(("dense", GREY, 100 * top.remaining, top.mean[:1].repeat(len(top.mean)), 0))
     for c in panel.curves:
@@ -566,7 +567,7 @@ def by_level(panel: Panel, title: str, ylabel: str = ACCURACY) -> Picture:
         lines.append((label, style(c, panel), 100 * c.remaining, c.mean, c.std))
         if c.twin:
             lines.append((f"_{label}", style(c, panel) | THIN, 100 * c.twin.remaining, c.twin.mean, 0))
-    return Picture(lines, title, WEIGHTS, ylabel, {x: f"{x:.3g}" for x in ticks})
+    return Picture(lines, title, WEIGHTS, ylabel, panel.ticks)
 
 
 def differences(panel: Panel, title: str, margin: float) -> Picture:
@@ -579,27 +580,27 @@ def differences(panel: Panel, title: str, margin: float) -> Picture:
         label = f"{c.name} (n={each[0].replicates})"
         lines.append((label, style(c, panel), 100 * c.remaining[1 : len(each) + 1], mean, high - mean))
     what = "accuracy minus that of all data for t* steps"
-    return Picture(lines, title, WEIGHTS, what, by_level(panel, title).ticks)
+    return Picture(lines, title, WEIGHTS, what, panel.ticks)
 
 
 def by_size(panel: Panel, level: int) -> Picture:
     """Accuracy against subset size at one level; all data as horizontal lines (figure 4)."""
-    points, ends = {}, (panel.sizes[0] / 1.1, panel.sizes[-1] * 1.1)
+    found, lines, ends = {}, [], (panel.sizes[0] / 1.1, panel.sizes[-1] * 1.1)
     for c in panel.curves:
         name = f"{c.scheme}, {c.step} steps{c.variant}" if c.size else c.name
-        for prefix, shown, look in (("", c, {}), ("_", c.twin, THIN)):
+        for shown, behind, look in ((c, "", {}), (c.twin, "_", THIN)):
             if shown and level < len(shown.mean):
-                _, found = points.setdefault(prefix + name, (style(c, panel) | look, []))
-                found += [(x, shown.mean[level], 0 if look else shown.std[level], shown.n[level])
-                          for x in ([c.size] if c.size else ends)]  # fmt: skip
-    numbers = {name: np.array(found).T for name, (_, found) in points.items()}
-    lines = [(f"{name} (n={n.max():.0f})", points[name][0], x, mean, half)
-             for name, (x, mean, half, n) in numbers.items()]  # fmt: skip
+                at = shown.mean[level], 0 if behind else shown.std[level], shown.n[level]
+                _, points = found.setdefault(behind + name, (style(c, panel) | look, []))
+                points += [(x, *at) for x in ([c.size] if c.size else ends)]
+    for name, (look, points) in found.items():
+        x, mean, half, n = np.array(points).T
+        lines.append((f"{name} (n={n.max():.0f})", look, x, mean, half))
     title = f"level {level}, {panel.remaining[level]:.1%} of weights, {panel.title}"
     return Picture(lines, title, "examples in the subset", ticks={size: size for size in panel.sizes})
 
 
-# ------------------------------------------------------------ tables and verdicts
+# ------------------------------------------------------------ tables
 
 SUMMARY = ("experiment", "source", "curve", *KEY, "level", "weights_remaining", "replicates", "mean", "std")
 VERDICTS = ("experiment", "label_noise", "pretrain_lr", "a", "b", "first_level", "last_level", "replicates",
@@ -763,10 +764,7 @@ def error_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> 
 
 
 def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> np.ndarray:
-    """Loss at the midpoint minus the mean of both ends, of every clean training example: [N] float64, nats.
-
-    Those at most about 0 are linearly mode connected (arXiv 2206.01278).
-    """
+    """Loss at the midpoint minus the mean of both ends, of every clean training example: [N], in nats."""
     logits = [common.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)]
     start, middle, end = (F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits)
     return (middle - (start + end) / 2).cpu().numpy()
@@ -849,10 +847,11 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
         starts.append(np.array([*of.values()]))
         said.append([c.name, len(each), *map(spread, starts[-1].T)])
         paths.append(args.out / f"barrier-{name}-{re.sub('[^A-Za-z0-9_.=-]+', '-', c.name)}.npy")
-        about = {"select": "barrier", "curve": c.name, "starts": len(each), "label_noise": 0.0}
+        about = {"select": "barrier", "curve": c.name, "starts": len(each), "label_noise": 0.0,
+                 "made_by": common.made_by(device)}  # fmt: skip
         about |= {key: settings[key] for key in ("preset", "dataset", "fingerprint")}
-        score = np.mean([examples for _, examples in each.values()], axis=0).astype(np.float32)
-        common.save_array(paths[-1], score, about | {"made_by": common.made_by(device)})
+        score = np.mean([examples for _, examples in each.values()], axis=0)
+        common.save_array(paths[-1], score.astype(np.float32), about)
     print(table(f"{name}: one start, two batch orders, level 0", said))
     title = "between networks of two batch orders"
     pictures = [by_level(replace(panel, curves=lines), title, "error barrier (points)")]
@@ -886,8 +885,8 @@ def draw_run(args: argparse.Namespace) -> list[Path]:
     run = read_run(args.runs)
     if not len(run.remaining):
         raise InputError(f"{args.runs} has not finished a level yet")
-    files = [args.runs / f"level{level:02d}.safetensors" for level in range(len(run.remaining))]
-    masks = [common.part(common.load_tensors(file)[0], "mask") for file in files]
+    masks = [common.part(common.load_tensors(args.runs / f"level{level:02d}.safetensors")[0], "mask")
+             for level in range(len(run.remaining))]  # fmt: skip
     names = common.ResNet(run.settings["depth"], run.settings["width"], 3, run.settings["classes"]).prunable()
     share = 100 * np.array([[mask[name].double().mean() for mask in masks] for name in names])
     page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.2 * len(share) + 1.5))
@@ -941,10 +940,10 @@ def draw_scores(args: argparse.Namespace) -> list[Path]:
     data, scores, labels, wrong = load_scores(args)
     page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.22 * len(data.classes) + 1.5))
     bins = np.linspace(min(scores.min(), 0), max(scores.max(), 1e-6), 61)
-    for which, what in ((~wrong, "labels as in the data set"), (wrong, "labels redrawn to another class")):
-        if which.any():
-            label = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
-            left.hist(scores[which], bins, alpha=0.6, label=label)
+    kinds = ((~wrong, "labels as in the data set"), (wrong, "labels redrawn to another class"))
+    for which, what in kinds[: 1 + wrong.any()]:
+        label = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
+        left.hist(scores[which], bins, alpha=0.6, label=label)
     left.set(xlabel="score", ylabel="training examples", yscale="log")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     by_class = [scores[labels == c] for c in range(len(data.classes))]
@@ -1000,10 +999,8 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):
         raise InputError(f"cannot write to {args.out}")
-    if args.figure[0] in INSIDE:
-        paths = [path for figure in args.figure for path in INSIDE[figure](args)]
-    else:
-        paths = draw_experiments(args)
+    inside = [path for figure in args.figure if figure in INSIDE for path in INSIDE[figure](args)]
+    paths = inside or draw_experiments(args)
     print("", *paths, sep="\n")
 
 

@@ -276,15 +276,12 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
         fake_run(tmp_path, "easy", 32, 2, 0, [0.9, 0.8], noise, rate)
     fake_run(tmp_path, "all", None, 0, 0, [0.9, 0.8])
     fake_run(tmp_path, "easy", 32, 0, 1, [0.7, 0.6], 0.5)
-    ((_, curves),) = plot.read_runs(tmp_path).items()
-    panels = plot.make_panels(curves, "cifar10")
+    panels = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     assert [(p.noise, p.rate) for p in panels] == [(0.0, 0.1), (0.0, 0.4), (0.5, 0.4)]
     for p in panels:
-        assert [p.role(c) for c in p.curves] == ["t*", "init", "easy"]
+        assert [(p.role(c), len(c.accuracy)) for c in p.curves] == [("t*", 1), ("init", 2), ("easy", 1)]
         assert {c.noise for c in p.curves if c.scheme != "init"} == {p.noise}
-        assert len(next(c for c in p.curves if c.scheme == "init").accuracy) == 2
-        assert f"rate {p.rate}" in p.title
-    assert "50% random labels" in panels[2].title
+        assert (f"rate {p.rate}" in p.title, "50% random labels" in p.title) == (True, p.noise == 0.5)
 
 
 def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(tmp_path):
@@ -437,21 +434,17 @@ def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_d
 # ------------------------------------------------------------ verdicts
 
 
-def interval(d):
-    return d.low, d.high
-
-
 def test_intervals_equal_scipys():
     made = np.random.default_rng(0)
     a, b = made.normal(90, 1, (4, 6)), made.normal(89, 2, (4, 6))
     ours = plot.compare(curve(a), curve(b))
     theirs = scipy.stats.ttest_rel(a[:, 1:].mean(1), b[:, 1:].mean(1)).confidence_interval()
-    np.testing.assert_allclose(interval(ours), theirs)
+    np.testing.assert_allclose((ours.low, ours.high), theirs)
     assert (ours.first, ours.last, ours.replicates) == (1, 5, "4 paired")
     ours = plot.compare(curve(a), curve(b[:3], seeds=[7, 8, 9]), 2, 4)
     samples = a[:, 2:5].mean(1), b[:3, 2:5].mean(1)
     theirs = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval()
-    np.testing.assert_allclose(interval(ours), theirs)
+    np.testing.assert_allclose((ours.low, ours.high), theirs)
     assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
 
 
@@ -460,9 +453,7 @@ def test_intervals_equal_scipys():
     ([0, 1, 9], "4 and 3"), ([0, 1], "2 paired"), ([0, 9], "4 and 2"), ([0], "1 paired"), ([9], "4 and 1"),
 ])  # fmt: skip
 def test_pairs_need_three_seeds_or_all_of_an_arm(seeds, replicates):
-    made = np.random.default_rng(1)
-    a, b = made.normal(90, 1, (4, 6)), made.normal(90, 1, (len(seeds), 6))
-    found = plot.compare(curve(a), curve(b, seeds=seeds))
+    found = plot.compare(curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds))
     assert found.replicates == replicates
     assert np.isnan(found.low) == (replicates in ("1 paired", "4 and 1"))
 
@@ -575,25 +566,23 @@ def test_a_published_interval_by_hand(paper):
     df = sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 3)
     half = scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(squares))
     ours = plot.compare(find(paper["cinic10"], "hard", 12800, 400), find(paper["cinic10"], "all", step=800))
-    np.testing.assert_allclose((ours.difference, *interval(ours)),
+    np.testing.assert_allclose((ours.difference, ours.low, ours.high),
                                (difference, difference - half, difference + half))  # fmt: skip
 
 
 def test_statements_of_the_paper_are_judged(tmp_path, capsys):
     draw("--paper", PAPER, "--preset", "cifar10", "--figure", "2", "3", "--out", tmp_path)
-    printed = capsys.readouterr().out
-    top, half = "all data, 400 steps", "all data, 200 steps"
+    clean, _, noisy = capsys.readouterr().out.split("random labels: accuracy")
+    top, half, size = "all data, 400 steps", "all data, 200 steps", "3200, 200 steps"
     for a, b, found, said in (
         (half, top, "worse: not matching", "worse: supported"),
-        ("random 3200, 200 steps", half, "no worse", "no worse: supported"),
-        ("easy 3200, 200 steps", top, "undecided", "no worse: undecided"),
-        ("hard 3200, 200 steps", "random 3200, 200 steps", "worse", "worse: supported"),
+        (f"random {size}", half, "no worse", "no worse: supported"),
+        (f"easy {size}", top, "undecided", "no worse: undecided"),
+        (f"hard {size}", f"random {size}", "worse", "worse: supported"),
     ):
-        row = table_rows(printed, a, b)[0]  # without label noise comes first
-        assert row[6].startswith(found)
-        assert row[9] == said
-    noisy = printed[printed.index("50% random labels") :]
-    assert "better: supported" in noisy  # easy against all data at 50% random labels
+        (row,) = table_rows(clean, a, b)
+        assert (row[6], row[9]) == (found, said)
+    assert table_rows(noisy, "easy 2048", top)[0][9] == "better: supported"
 
 
 @pytest.mark.parametrize(("low", "high", "noise", "roles", "said"), [
@@ -643,13 +632,6 @@ def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, pages, capfd):
     assert "level01" in capfd.readouterr().err
 
 
-def test_a_level_file_must_agree_with_results(tmp_path, capsys):
-    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7]) / "results.csv"
-    path.write_text(path.read_text().replace(",0.9\n", ",0.8\n"))
-    assert draw(tmp_path, "--out", tmp_path) == 2
-    assert str(path) in capsys.readouterr().err
-
-
 @pytest.fixture
 def scored(tmp_path, digits):
     """Random scores of the digits under 20% label noise, with their sidecar; and the labels."""
@@ -663,73 +645,66 @@ def scored(tmp_path, digits):
 def test_examples_are_the_lowest_and_highest_of_each_class(tmp_path, scored, digits, pages):
     path, scores, labels = scored
     assert draw("--figure", "examples", "--scores", path, "--out", tmp_path / "figures") == 0
-    axes = np.array(pages[0].axes).reshape(10, 12)
     images, clean = digits.train_images().numpy(), digits.labels.numpy()
-    for c in range(10):
+    for c, axes in enumerate(np.array(pages[0].axes).reshape(10, 12)):
         mine = np.flatnonzero(labels == c)
         order = mine[np.argsort(scores[mine])]
-        for ax, i in [*zip(axes[c, :6], order[:6]), *zip(axes[c, 6:], order[-6:])]:
+        for ax, i in zip(axes, [*order[:6], *order[-6:]]):
             np.testing.assert_array_equal(ax.get_images()[0].get_array(), images[i, ..., 0])
-            assert ax.get_title().split("\n")[0] == f"#{i}: {scores[i]:.3f}"
-            assert ax.get_title().split("\n")[1:] == [f"is {clean[i]}"] * int(clean[i] != c)
+            true = [f"is {clean[i]}"] if clean[i] != c else []
+            assert ax.get_title().split("\n") == [f"#{i}: {scores[i]:.3f}", *true]
 
 
 def test_scores_of_clean_and_wrong_labels_are_drawn_apart(tmp_path, scored, digits, pages):
     path, scores, labels = scored
     assert draw("--figure", "scores", "--scores", path, "--out", tmp_path / "figures") == 0
     left, right = pages[0].axes
-    wrong = labels != digits.labels.numpy()
-    bins = np.linspace(0, scores.max(), 61)
+    wrong, bins = labels != digits.labels.numpy(), np.linspace(0, scores.max(), 61)
     heights = np.array([patch.get_height() for patch in left.patches]).reshape(2, 60)
     for drawn, which in zip(heights, (~wrong, wrong)):
         np.testing.assert_array_equal(drawn, np.histogram(scores[which], bins)[0])
-    assert [t.get_text() for t in right.get_yticklabels()] == [str(c) for c in range(10)]
     medians = [line.get_xdata()[0] for line in right.get_lines() if np.ptp(line.get_xdata()) == 0]
-    for c in range(10):
+    for c, text in enumerate(right.get_yticklabels()):
+        assert text.get_text() == str(c)
         assert np.isclose(np.median(scores[labels == c]), medians).any()
 
 
 def test_names_with_dollars_and_scores_below_zero(tmp_path):
     from PIL import Image
 
-    made = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name in ("$x_{$", "plain"):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
-            for n in range(3):
-                image = Image.fromarray(made.integers(0, 256, (32, 32, 3), np.uint8))
-                image.save(tmp_path / "data" / part / name / f"{n}.png")
+    for part, name, n in itertools.product(("train", "test"), ("$x_{$", "plain"), range(3)):
+        file = tmp_path / "data" / part / name / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
     np.save(tmp_path / "mine.npy", np.float32([-3, -2, -1, -1, -2, -0.5]))
     argv = ["--preset=cifar10", "--dataset=folder", f"--data-dir={tmp_path / 'data'}", f"--out={tmp_path}"]
     assert draw("--figure", "scores", "examples", "--scores", tmp_path / "mine.npy", *argv) == 0
-    assert {p.name for p in tmp_path.glob("*.p*")} == {f"{what}.{kind}" for what in ("examples", "scores")
-                                                        for kind in ("png", "pdf")}  # fmt: skip
+    assert (tmp_path / "examples.png").exists()
 
 
 # ------------------------------------------------------------ wrong input
 
 
-@pytest.mark.parametrize("rows", ["0,1,many", "0,1", "1,1,0.5", "0,1,1.5", "0,1,nan", "0,0,0.5", "0,2,0.5"])
+@pytest.mark.parametrize("rows", ["0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5", "0,1,0.8\n1,0.8,0.8"])
 def test_bad_results_are_one_line(tmp_path, rows, capsys):
-    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7]) / "results.csv"
+    """The last one is not what the level files beside it say."""
+    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8]) / "results.csv"
     path.write_text(f"level,weights_remaining,test_accuracy\n{rows}\n")
     assert draw(tmp_path, "--out", tmp_path) == 2
     error = capsys.readouterr().err
-    assert str(path) in error
-    assert error.count("\n") == 1
+    assert (str(path) in error, error.count("\n")) == (True, 1)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}',
                                   '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}'])  # fmt: skip
 def test_bad_files_are_one_line(tmp_path, text, capsys):
     (tmp_path / "paper.json").write_text(text)
-    assert draw("--paper", tmp_path / "paper.json", "--out", tmp_path) == 2
     folder = fake_run(tmp_path / "runs", "all", None, 4, 0, [0.9, 0.8])
     safetensors.numpy.save_file({}, folder / "level00.safetensors", {"json": text})
-    assert draw(tmp_path / "runs", "--out", tmp_path) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "paper.json" in first
-    assert "level00" in second
+    for argv, names in ((["--paper", tmp_path / "paper.json"], "paper"), ([tmp_path / "runs"], "level00")):
+        assert draw(*argv, "--out", tmp_path) == 2
+        error = capsys.readouterr().err
+        assert (names in error, error.count("\n")) == (True, 1)
 
 
 def test_a_terminal_without_utf8_gets_question_marks(root, tmp_path):
