@@ -889,15 +889,18 @@ def draw_run(args: argparse.Namespace) -> list[Path]:
              for level in range(len(run.remaining))]  # fmt: skip
     names = common.ResNet(run.settings["depth"], run.settings["width"], 3, run.settings["classes"]).prunable()
     share = 100 * np.array([[mask[name].double().mean() for mask in masks] for name in names])
+    share = np.ma.masked_equal(share, 0)  # [layers, levels]
     page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.2 * len(share) + 1.5))
     left.plot(run.mean, "o-", markersize=4)
     left.set(xlabel="level", ylabel=ACCURACY, title="/".join(args.runs.parts[-2:]))
     left.grid(alpha=0.25)
     right.set_facecolor("black")
-    image = right.imshow(np.ma.masked_equal(share, 0), aspect="auto", norm="log", interpolation="nearest")
+    image = right.imshow(share, aspect="auto", norm="log", interpolation="nearest")
     right.set_yticks(range(len(share)), names, fontsize=7)
     right.set(xlabel="level", title="weights left in each layer (%), black: none")
-    page.colorbar(image, ax=right, format="%.3g")
+    right.set_xticks(range(0, len(masks), 2 if len(masks) > 8 else 1))
+    ticks = np.geomspace(share.min(), 100, 6) if share.min() < 100 else [100]
+    page.colorbar(image, ax=right, ticks=ticks, format="%.3g").ax.minorticks_off()
     return save(page, args.out / "run")
 
 
@@ -945,6 +948,7 @@ def draw_scores(args: argparse.Namespace) -> list[Path]:
         label = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
         left.hist(scores[which], bins, alpha=0.6, label=label)
     left.set(xlabel="score", ylabel="training examples", yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     by_class = [scores[labels == c] for c in range(len(data.classes))]
     right.boxplot(by_class, orientation="horizontal", whis=(5, 95), tick_labels=data.classes)
