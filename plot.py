@@ -691,9 +691,12 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             c.twin = None if c.departs else theirs.get(c.key)
         panels, shown = make_panels(curves, preset), []
         for figure in args.figure:
-            if figure in OF_PAIRS:  # of all curves at once
-                alone = [*dict.fromkeys(c for p in panels for c in p.curves)]
-                paths += OF_PAIRS[figure](name, replace(panels[0], curves=alone), args)
+            if figure in OF_PAIRS:  # of all curves at once, so names say what else is in a panel's title
+                several = len({c.rate for p in panels for c in p.curves if c.step}) > 1
+                every = [replace(c, variant=c.variant + (f", {c.noise:.0%} random labels" if c.noise else "")
+                                 + (f", rate {c.rate:g}" if several and c.step else ""))
+                         for c in dict.fromkeys(c for p in panels for c in p.curves)]  # fmt: skip
+                paths += OF_PAIRS[figure](name, replace(panels[0], curves=every), args)
                 continue
             controls = figure == "controls"
             chosen = make_controls(curves) if controls else choose(figure, panels, preset, args.size)
