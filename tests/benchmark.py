@@ -1,69 +1,314 @@
-"""Time a training step: a plain PyTorch loop against this toolkit's, in one run and in turns.
+"""What works on this GPU, and how fast a training step is beside a plain PyTorch loop.
+
+python tests/benchmark.py --accept    the first thing to run on a new GPU
+python tests/benchmark.py --quick     the table of both loops, in one run and in turns
+
+--accept prints one line a check, each in a process of its own with a time limit: its name, what was found,
+the limit, and ok or FAILED; speeds over their goal fail nothing. Exit status 0: all is well; 1: a check
+failed; 2: no GPU here.
 
 The plain loop is what most people write: torchvision transforms in a DataLoader with min(8, cores) persistent
 workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a mask on every weight.
 TF32 is off and cuDNN deterministic for both. Images are random; they cost what real ones of 32 x 32 cost.
-
-"of matmul": the operations a second of our convolutions beside those of a large matrix product in the same
-precision, which is measured first.
-
---compile asks what fusing would bring: forward pass and loss of our step go through torch.compile, once for
-all networks; what is around them stays. The stages do not: where this was measured it brought nothing.
-
-writes  --out (a CSV of the table printed)
-python tests/benchmark.py --quick
+--compile asks what fusing forward pass and loss of our step would bring: on two cores it brought nothing.
 """
 
 import argparse
-import csv
+import contextlib
+import io
 import itertools
+import json
 import os
 import platform
-import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import accept  # beside this file
+import imp
 
 import common
 
-EXAMPLES = 10000
 WORKERS = min(8, os.cpu_count())
 
 
-def plain_loop(images: np.ndarray, labels: np.ndarray, recipe: dict, device: torch.device) -> Iterator[None]:
+def make_group(device: torch.device, networks: int = 1, examples: int = 2000, **recipe) -> common.Group:
+    """Networks of CIFAR-10's recipe, changed by what is given, on random images of that shape."""
+    recipe = common.CIFAR10 | {"classes": 10, "precision": "fp32"} | recipe
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 256, (examples, 32, 32, 3), np.uint8), draw.integers(0, 10, examples)
+    arrays = (images, labels, *common.channel_statistics(images))
+    x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
+    data = common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
+    members = [common.Member(f"network {seed}", recipe, data, seed) for seed in range(networks)]
+    return common.Group(members, data, recipe)
+
+
+# ---------------------------------------------------------------- checks: device -> (found, limit, ok?)
+
+
+def pruned_group(device: torch.device, networks: int = 1, **recipe) -> common.Group:
+    """The same with half-zero masks; on a CPU tiny networks on few images."""
+    if device.type == "cpu":
+        recipe |= {"depth": 8, "width": 2, "batch_size": 16, "examples": 200}
+    group = make_group(device, networks, **recipe)
+    for m in group.members:
+        for mask in m.masks.values():
+            mask[::2] = 0
+        m.apply_masks()
+    return group
+
+
+def train(group: common.Group, stop: int, level: int = 0) -> common.Group:
+    for _ in common.train(group, stop, peak=0.1, level=level):
+        pass
+    return group
+
+
+def same(a: common.Member, b: common.Member) -> tuple:
+    """Are two members the same, bit for bit?"""
+    off = sum(not torch.equal(t, b.state()[name]) for name, t in a.state().items())
+    return f"{off} tensors differ", "0", off == 0
+
+
+def versions(device: torch.device) -> tuple:
+    gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version()
+    software = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    found = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {software}, Python {platform.python_version()}"
+    return found, "", True
+
+
+def tf32_is_off(device: torch.device) -> tuple:
+    a, b = torch.randn(512, 512, device=device), torch.randn(512, 512, device=device)
+    x, w = torch.randn(16, 64, 16, 16, device=device), torch.randn(64, 64, 3, 3, device=device)
+    pairs = [(a @ b, a.double() @ b.double()), (F.conv2d(x, w), F.conv2d(x.double(), w.double()))]
+    gap = max(((mine - exact).abs().max() / exact.abs().max()).item() for mine, exact in pairs)
+    return f"{gap:.1e}", "5e-05 from float64", gap < 5e-5
+
+
+def near_the_cpu(device: torch.device) -> tuple:
+    """The weights of a small network after ten steps, beside the same on the CPU."""
+    small = {"depth": 8, "width": 2, "examples": 200}
+    a, b = (train(make_group(place, **small), 10).members[0] for place in (device, torch.device("cpu")))
+    gap = max((t.cpu() - b.parameters[name]).abs().max().item() for name, t in a.parameters.items())
+    return f"{gap:.1e}", "1e-02", gap < 1e-2
+
+
+def recording(device: torch.device, networks: int, depth: int, precision: str, steps: int) -> tuple:
+    """Recorded without a note; at two levels plain steps bit for bit, and pruned weights stay zero."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        recorded, plain = (pruned_group(device, networks, depth=depth, precision=precision) for _ in range(2))
+    plain.replays = [None] * networks
+    for level, group in itertools.product((0, 1), (recorded, plain)):
+        for m in group.members:
+            m.step = 0
+        train(group, steps, level)
+    zero = all(not p[m.masks[name] == 0].any() for m in recorded.members for name, p in m.prunable.items())
+    found = [same(a, b) for a, b in zip(recorded.members, plain.members)]
+    worst, limit, _ = min(found, key=lambda result: result[2])
+    notes = [line for line in said.getvalue().splitlines() if line.startswith("note: ")]
+    return (*notes, worst)[0], f"no note, {limit}", not notes and zero and all(ok for *_, ok in found)
+
+
+def company(device: torch.device) -> tuple:
+    """A member alone and beside others that start later."""
+    alone, together = pruned_group(device), pruned_group(device, 4)
+    for start, m in zip((0, 7, 3, 20), together.members):
+        m.step = start
+    return same(train(alone, 20).members[0], train(together, 20).members[0])
+
+
+def stop_and_go_on(device: torch.device) -> tuple:
+    """A state that went through the host, put into another group, goes on with the same bits."""
+    whole, part, rest = train(pruned_group(device), 20), pruned_group(device), pruned_group(device)
+    next(step for step in common.train(part, 20, peak=0.1) if step == 9)
+    rest.members[0].restore({name: t.cpu() for name, t in part.members[0].state().items()})
+    rest.members[0].step = 9
+    return same(whole.members[0], train(rest, 20).members[0])
+
+
+def fingerprint(device: torch.device) -> tuple:
+    """A digest of trained networks, for comparing processes."""
+    members = train(pruned_group(device, 2), 20).members
+    digests = [common.digest({k: t.cpu() for k, t in m.state().items()}, {}) for m in members]
+    return " ".join(digests), "", True
+
+
+def two_processes(device: torch.device) -> tuple:
+    found = [run("fingerprint", device) for _ in range(2)]
+    return "equal" if found[0] == found[1] else f"{found}", "equal", found[0] == found[1] and found[0][2]
+
+
+def forced_failure(device: torch.device) -> tuple:
+    """A step that cannot be recorded: one note, the device as it was, plain steps; the next group records."""
+    step, stream, said = common.Group.step, torch.cuda.current_stream(), io.StringIO()
+
+    def asking(group: common.Group, k: int) -> None:
+        step(group, k)
+        group.members[k].loss_sum.item()  # waits for the GPU, which a capture forbids
+
+    common.Group.step = asking
+    with contextlib.redirect_stderr(said):
+        failed = train(pruned_group(device), 5)
+    common.Group.step = step
+    clean = torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    good = train(pruned_group(device), 5)
+    found, limit, ok = same(failed.members[0], good.members[0])
+    notes, replays = said.getvalue().count("note: "), (failed.replays == [None], good.replays == [None])
+    fine = clean and ok and notes == 1 and replays == (True, False)
+    return f"{notes} notes, {found}", f"1, {limit}", fine
+
+
+def memory_of_three_groups(device: torch.device) -> tuple:
+    """Groups one after another take no more memory than the first."""
+    found = []
+    for _ in range(3):
+        group = train(pruned_group(device, 8), 3)
+        found.append(torch.cuda.memory_reserved(device) / 2**30)
+        del group
+        torch.cuda.empty_cache()
+    return " ".join(f"{gib:.2f}" for gib in found) + " GiB", "1.1 x the first", max(found) <= 1.1 * found[0]
+
+
+# ---------------------------------------------------------------- speeds, against the goals
+
+
+def clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def our_loop(group: common.Group) -> Iterator[int]:
+    """Yields after every step of all networks."""
+    return common.train(group, 10**9, peak=group.recipe["lr"])
+
+
+def seconds(loop: Iterator, steps: int, device: torch.device) -> float:
+    """Of a step, the mean of the next ones."""
+    time.sleep(0.5)  # the plain loop's workers fill their queue; its batches must not come for free:
+    for _ in range(2 * WORKERS):
+        next(loop)
+    began = clock(device)
+    for _ in range(steps):
+        next(loop)
+    return (clock(device) - began) / steps
+
+
+def fuse() -> None:
+    common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
+
+
+def speed(device: torch.device, networks: int, goal: float, compiled: bool = False) -> tuple:
+    """Milliseconds of a step of ResNet-20 at batch 128, for each of so many networks."""
+    if compiled:
+        fuse()
+    loop = our_loop(make_group(device, networks, precision=common.resolve_precision("auto", device)))
+    found = statistics.median([1e3 * seconds(loop, 200, device) / networks for _ in range(5)][1:])
+    return f"{found:.3f} ms", f"goal {goal:g}", found <= goal
+
+
+def level_change(device: torch.device) -> tuple:
+    """Evaluate on 10,000 images, prune, save and rewind eight networks."""
+    group = train(make_group(device, 8, examples=10_000), 3)
+    start = {name: t.cpu() for name, t in group.members[0].weights().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):  # the first one warms up
+            began = clock(device)
+            for m in group.members:
+                common.evaluate(m.net, group.data)
+                masks = imp.prune(imp.importance(m.net, group.data, None), m.masks, 0.2)
+                tensors = common.prefixed(weight=m.weights(), mask=masks, next=masks)
+                common.save_tensors(Path(folder) / "level00.safetensors", tensors, {})
+                m.rewind(start, masks, 0)
+            found = clock(device) - began
+    return f"{found:.2f} s", "goal 1", found <= 1
+
+
+# ---------------------------------------------------------------- --accept
+
+CHECKS = {
+    "versions": versions, "tf32 is off": tf32_is_off, "near the CPU": near_the_cpu,
+    **{f"recording {n} x ResNet-{depth} {precision}": partial(
+        recording, networks=n, depth=depth, precision=precision, steps=1)
+       for depth in (20, 56) for n in (1, 8) for precision in ("fp32", "bf16")},
+    "50 replays, half-zero masks": partial(recording, networks=1, depth=20, precision="fp32", steps=50),
+    "alone and in company": company, "stop, restore, go on": stop_and_go_on, "two processes": two_processes,
+    "forced recording failure": forced_failure, "memory of three groups": memory_of_three_groups,
+}  # fmt: skip
+SPEEDS = {
+    "a step alone": partial(speed, networks=1, goal=1.0),
+    "a step of each of eight": partial(speed, networks=8, goal=0.45),
+    "a step alone, compiled": partial(speed, networks=1, goal=1.0, compiled=True),
+    "a step of each of eight, compiled": partial(speed, networks=8, goal=0.45, compiled=True),
+    "a level change of eight": level_change,
+}
+
+
+def run(name: str, device: torch.device, seconds: float = 300) -> list:
+    """[found, limit, ok] of a check in a process of its own; a crash or a hang is not ok."""
+    command = [sys.executable, __file__, "--check", name, "--device", str(device)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        if done.returncode:
+            raise ValueError("it printed its result and then died")
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return [f"no end after {seconds:g} s", "", False]
+    except (ValueError, IndexError):
+        return [(done.stderr.splitlines() or [f"status {done.returncode}"])[-1][:200], "", False]
+
+
+def accept() -> int:
+    if not torch.cuda.is_available():
+        print("accept: no GPU here", file=sys.stderr)
+        return 2
+    failed = 0
+    for name in (*CHECKS, *SPEEDS):
+        found, limit, ok = run(name, torch.device("cuda"), 900 if "compiled" in name else 300)
+        failed += not ok and name in CHECKS
+        word = "ok" if ok else "FAILED" if name in CHECKS else "over"
+        print(f"{name:36} {found:40} {limit:20} {word}", flush=True)
+    print(f"{failed} of {len(CHECKS)} checks failed" if failed else f"all {len(CHECKS)} checks passed")
+    return min(failed, 1)
+
+
+# ---------------------------------------------------------------- the table of both loops
+
+
+def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterator[None]:
     """Yields after every step."""
     from PIL import Image
     from torchvision import transforms as T
 
-    mean, std = (tuple(v / 255) for v in common.channel_statistics(images))
-    augment = [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(mean, std)]
+    images, labels = data.train_images().cpu().numpy(), data.labels.tolist()
+    mean, std = ((v / 255).tolist() for v in (data.mean, data.std))
+    augment = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(),
+                         T.Normalize(mean, std)])  # fmt: skip
 
     class Images(torch.utils.data.Dataset):
-        transform = T.Compose(augment)
-
         def __len__(self) -> int:
             return len(labels)
 
         def __getitem__(self, i: int) -> tuple:
-            return self.transform(Image.fromarray(images[i])), int(labels[i])
+            return augment(Image.fromarray(images[i])), labels[i]
 
-    net = common.ResNet(recipe["depth"], recipe["width"], 3, recipe["classes"])
+    net = common.ResNet(recipe["depth"], recipe["width"], 3, 10)
     for module in [*net.modules()]:
         for name, child in module.named_children():
             if isinstance(child, common.BatchNorm):
-                setattr(module, name, nn.BatchNorm2d(len(child.weight)))
+                setattr(module, name, torch.nn.BatchNorm2d(len(child.weight)))
     net.to(device)
     masks = {p: torch.ones_like(p) for p in net.parameters() if p.dim() > 1}
     optimizer = torch.optim.SGD(net.parameters(), recipe["lr"], recipe["momentum"],
@@ -85,150 +330,67 @@ def plain_loop(images: np.ndarray, labels: np.ndarray, recipe: dict, device: tor
             yield
 
 
-def our_loop(group: common.Group) -> Iterator[int]:
-    """Yields after every step of all networks."""
-    return common.train(group, 10**9, peak=group.recipe["lr"])
+def compare(depth: int, batch: int, networks: int, device: torch.device, precision: str, rounds: int) -> dict:
+    """A row of the table: both loops in turns."""
+    group = make_group(device, networks, 10_000, depth=depth, batch_size=batch, precision=precision)
+    loops, times = (plain_loop(group.data, group.recipe, device), our_loop(group)), ([], [])
+    for turn in range(rounds + 1):
+        for loop, found in zip(loops, times):
+            spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
+            found += [spent] if turn else []  # the first turn warms up: workers, kernels, memory
+    loops[0].close()
+    plain, ours = map(statistics.median, times)
+    preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
+    run = (1 + preset["levels"]) * preset["total_steps"] * ours / networks / 3600
+    return {
+        "network": f"ResNet-{depth}", "batch": batch, "at once": networks, "plain s": f"{plain:.4f}",
+        "ours s": f"{ours:.4f}", "images/s": f"{batch * networks / ours:.0f}",
+        "times faster": f"{networks * plain / ours:.2f}", "IMP run h": f"{run:.1f}",
+    }  # fmt: skip
 
 
-def cost(group: common.Group) -> int:
-    """Floating-point operations of the convolutions and matrix products of one eager step."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as flops:
-        group.step(0)
-    return flops.get_total_flops()
-
-
-def ceiling(device: torch.device, precision: str) -> float:
-    """Operations a second in a large matrix product, the best of ten on this device."""
-    n, times = 8192 if device.type == "cuda" else 2048, []
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    for _ in range(11):  # the first one warms up
-        began = time.perf_counter()
-        a @ a
-        if a.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times[1:])
-
-
-def longest_kernels(loop: Iterator, device: torch.device, steps: int = 5) -> list[tuple[str, float]]:
-    """The ten kernels (on a CPU operations) with most of a step, and the launch: name, seconds a step."""
-    cuda = device.type == "cuda"
-    for _ in range(3):
+def table(device: torch.device, precision: str, quick: bool, rounds: int) -> None:
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else cores,
+          torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}",
+          f"Python {platform.python_version()}", f"ours in {precision}", sep=", ")  # fmt: skip
+    sizes = [(20, 128)] if quick else [*itertools.product((20, 32, 56), (128, 256))]
+    at_once = (1, 2, 4, 8, 16) if device.type == "cuda" else (1,)
+    for first, ((depth, batch), networks) in enumerate(itertools.product(sizes, at_once)):
+        row = compare(depth, batch, networks, device, precision, rounds)
+        if not first:
+            print("   ".join(row))
+        print("   ".join(f"{value:>{len(key)}}" for key, value in row.items()), flush=True)
+    loop = our_loop(make_group(device, examples=10_000, precision=precision))
+    seconds(loop, 3, device)
+    with torch.profiler.profile() as found:  # last: a GPU stays slower once the profiler has been on
         next(loop)
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=kinds) as found:
-        for _ in range(steps):
-            next(loop)
-        if cuda:
-            torch.cuda.synchronize()
-    events = found.key_averages()
-    times = [(event.key, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6 / steps)
-             for event in events]  # fmt: skip
-    launch = [(f"{event.key} (host)", event.self_cpu_time_total / 1e6 / steps)
-              for event in events if event.key == "cudaGraphLaunch"]  # fmt: skip
-    return sorted(times, key=lambda item: -item[1])[:10] + launch
+    order = f"self_{'cpu' if device.type == 'cpu' else 'device'}_time_total"
+    print(found.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=60))
 
 
-def seconds(loop: Iterator, steps: int, device: torch.device) -> list[float]:
-    """Of each of the next steps; on a GPU, where steps overlap, their mean."""
-    time.sleep(0.5)  # the plain loop's workers fill their queue; its batches must not come for free:
-    for _ in range(2 * WORKERS):
-        next(loop)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    found, began = [], time.perf_counter()
-    for _ in range(steps):
-        next(loop)
-        if device.type == "cpu":
-            found.append(time.perf_counter() - began)
-            began = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        found = [(time.perf_counter() - began) / steps]
-    return found
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes of both loops so far; on a GPU reserved ones: what a stream has freed no other stream uses."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def main() -> None:
+def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--accept", action="store_true", help="what works on this GPU, and how fast")
+    parser.add_argument("--check", help="one check of --accept, in this process")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our loop")
     parser.add_argument("--compile", action="store_true", help="fuse forward pass and loss of our loop")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
-    parser.add_argument("--steps", type=int, help="steps a turn (4; on a GPU 200, 50 of the plain loop)")
-    parser.add_argument("--out", type=Path, default=Path("benchmark.csv"), help="CSV (benchmark.csv)")
-    parser.add_argument("--accept", action="store_true", help="what works on this GPU, and how fast")
     args = parser.parse_args()
     if args.accept:
-        sys.exit(accept.main())
+        return accept()
     device = common.resolve_device(args.device)
-    cuda = device.type == "cuda"
-    steps = args.steps or (200 if cuda else 4)
-    precision = common.resolve_precision(args.precision, device)
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    print(torch.cuda.get_device_name(device) if cuda else cores, torch.backends.cpu.get_cpu_capability(),
-          f"torch {torch.__version__}", f"Python {platform.python_version()}",
-          f"{args.rounds} rounds of {steps} steps",
-          f"ours in {precision}{', compiled' if args.compile else ''}", sep=", ")  # fmt: skip
+    if args.check:
+        print(json.dumps((CHECKS | SPEEDS | {"fingerprint": fingerprint})[args.check](device)))
+        return 0
     if args.compile:
-        common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
-    operations = ceiling(device, precision)
-    print(f"{precision} matrix product {operations / 1e12:.2f} TFLOP/s")
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
-    labels = draw.integers(0, 10, EXAMPLES)
-    rows = []
-    sizes = [(20, 128)] if args.quick else [*itertools.product((20, 32, 56), (128, 256))]
-    for (depth, batch), networks in itertools.product(sizes, (1, 2, 4, 8, 16) if cuda else (1,)):
-        if cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
-        recipe = preset | {"batch_size": batch, "classes": 10, "precision": precision}
-        group = accept.group_on(images, labels, recipe, device, networks)
-        flops = cost(group)
-        loops = (plain_loop(images, labels, recipe, device), our_loop(group))
-        times = [[], []]
-        for turn in range(args.rounds + 1):
-            for loop, found, n in zip(loops, times, (max(1, steps // 4) if cuda else steps, steps)):
-                new = seconds(loop, n, device)
-                found += new if turn else []  # the first turn warms up: workers, kernels, memory
-        loops[0].close()
-        plain, ours = (statistics.median(t) for t in times)
-        level = recipe["total_steps"] * ours / networks / 3600
-        rows.append({
-            "network": f"ResNet-{depth}", "batch": batch, "at once": networks,
-            "plain best s": f"{min(times[0]):.4f}", "median": f"{plain:.4f}",
-            "ours best s": f"{min(times[1]):.4f}", "ours median": f"{ours:.4f}",
-            "images/s": f"{batch * networks / ours:.0f}", "times faster": f"{networks * plain / ours:.2f}",
-            "level h": f"{level:.2f}", "IMP run h": f"{(1 + recipe['levels']) * level:.1f}",
-            "of matmul": f"{networks * flops / ours / operations:.0%}",
-            "peak GiB": f"{peak_memory(device) / 2**30:.2f}",
-        })  # fmt: skip
-        if len(rows) == 1:
-            print("   ".join(rows[0]))
-        print("   ".join(f"{value:>{len(key)}}" for key, value in rows[-1].items()), flush=True)
-        del group, loops
-    for networks in (1, 8) if cuda else (1,):  # last: a GPU stays slower once the profiler has been on
-        recipe = common.CIFAR10 | {"classes": 10, "precision": precision}
-        group = accept.group_on(images, labels, recipe, device, networks)
-        print(f"longest in a step of {networks} x ResNet-20, batch 128:")
-        for name, spent in longest_kernels(our_loop(group), device):
-            print(f"  {1e3 * spent:9.3f} ms   {name[:100]}")
-    with open(args.out, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(args.out)
+        fuse()
+    table(device, common.resolve_precision(args.precision, device), args.quick, args.rounds)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,9 @@
 """What the tests share: one thread, the real command lines called in-process, a tiny network."""
 
+import csv
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +19,14 @@ import torch  # noqa: E402
 
 import common  # noqa: E402
 import make_subset  # noqa: E402
+import plot  # noqa: E402
 import pretrain  # noqa: E402
 import score_el2n  # noqa: E402
 
-STAGES = {"score": score_el2n, "subset": make_subset, "pretrain": pretrain, "imp": imp}
-TINY = ["--depth=8", "--width=2", "--batch-size=64", "--total-steps=45", "--milestones", "30", "40"]
+STAGES = {"score": score_el2n, "subset": make_subset, "pretrain": pretrain, "imp": imp, "plot": plot}
+TINY = ["--depth=8", "--width=2", "--batch-size=64", "--lr=0.3", "--pretrain-lr=0.3", "--total-steps=45",
+        "--milestones", "30", "40"]  # fmt: skip
+FRACTION = common.PRESETS["digits"]["prune_fraction"]
 
 
 def pytest_configure(config):
@@ -33,6 +38,20 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return common.load_data("digits", "digits", Path("data"), torch.device("cpu"))
+
+
+def recipe(**changes):
+    """A complete tiny recipe for calling functions directly."""
+    preset = common.PRESETS["digits"] | {"preset": "digits", "classes": 10, "depth": 8, "width": 2, "lr": 0.3}
+    return preset | {"batch_size": 64, "total_steps": 45, "milestones": [30, 40]} | changes
+
+
+# ---------------------------------------------------------------- command lines
 
 
 @pytest.fixture
@@ -59,29 +78,75 @@ def ok(call):
     return ok
 
 
-@pytest.fixture(scope="session")
-def digits():
-    return common.load_data("digits", "digits", Path("data"), torch.device("cpu"))
+@pytest.fixture
+def refused(call, tmp_path):
+    """refused(command, "a word", ...): exit status 2, one line with all the words, and no file changed."""
 
+    def refused(command, *words, status=2):
+        before = snapshot(tmp_path)
+        found, _, err = call(*command)
+        (line,) = [line for line in err.splitlines() if not line.startswith("note: ")]
+        assert (found, [word for word in words if word not in line]) == (status, []), line
+        assert "Traceback" not in line
+        assert "usage" not in line
+        assert status == 1 or snapshot(tmp_path) == before
 
-def recipe(**changes):
-    """A complete tiny recipe for calling functions directly."""
-    preset = common.PRESETS["digits"] | {"preset": "digits", "classes": 10, "depth": 8, "width": 2}
-    return preset | {"batch_size": 64, "total_steps": 45, "milestones": [30, 40]} | changes
+    return refused
 
 
 def snapshot(folder):
-    """Content of every file below a folder, to show that a command changed nothing."""
-    files = sorted(
-        p for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != ".lock"
-    )
+    """Content of every file below a folder but locks and caches, to show that a command changed nothing."""
+    aside = re.compile(r"\.lock$|^\.images")
+    files = [p for p in Path(folder).rglob("*") if p.is_file() and not aside.search(p.name)]
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# ---------------------------------------------------------------- runs
+
+
+def start(ok, folder, *flags):
+    """A starting point at step 5 in folder; returns the path of its rewind file."""
+    path = folder / "rewind.safetensors"
+    ok("pretrain", *TINY, "--steps", 5, *flags, "--out", path)
+    return path
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def level(folder, n):
+    """(tensors, info) of a finished level."""
+    return common.load_tensors(folder / f"level{n:02d}.safetensors")
+
+
+def equal(a, b):
+    """Do two dictionaries of tensors hold the same bits?"""
+    return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
+
+
+def made(folder):
+    """Every file below a folder by name, without seconds and commands: what the same work makes again."""
+    found = {}
+    for path in Path(folder).rglob("*.*"):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            tensors, info = common.load_tensors(path)
+            info.get("row", {}).pop("seconds", None)
+            info.get("made_by", {}).pop("command", None)
+            found[name] = common.digest(tensors, info)
+        elif path.suffix == ".csv":
+            found[name] = [row | {"seconds": ""} for row in read_csv(path)]
+        elif path.suffix in (".json", ".npy", ".png"):
+            found[name] = re.sub(rb'"command": .*', b"", path.read_bytes())
+    return found
 
 
 # ---------------------------------------------------------------- run_all.sh
 
-TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "SCORE_FLAGS": "--networks 2 --steps 5",
-             "FLAGS": "--depth 8 --width 2 --total-steps 300 --milestones 250"}  # fmt: skip
+TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "T_STAR": "20", "SIZES": "256",
+             "SCORE_FLAGS": "--networks 2 --steps 5",
+             "FLAGS": "--depth 8 --width 2 --total-steps 150 --milestones 125"}  # fmt: skip
 
 
 def run_all(*arguments, cwd, **environment):

@@ -1,14 +1,11 @@
 """Masks on trial: training under the masks of another run, and the figures about it."""
 
-import csv
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_RUNS, recipe, run_all, snapshot
-from test_crash import crash_everywhere, run  # noqa: F401 - a server whose processes are killed at any write
-from test_imp import level, same_levels, start
+from conftest import FRACTION, TINY_RUNS, equal, level, made, read_csv, recipe, run_all, start
 
 import common
 import plot
@@ -16,11 +13,7 @@ import plot
 
 def part(folder, n, which):
     """{name: tensor} of the weights, masks or next masks of a level."""
-    return dict(sorted(common.part(level(folder, n)[0], which).items()))
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return common.part(level(folder, n)[0], which)
 
 
 # ------------------------------------------------------------ imp.py --masks
@@ -49,7 +42,7 @@ def test_training_under_the_masks_of_another_run(ok, pruned, tmp_path):
     for last in (0, 2):
         ok("imp", own / "rewind.safetensors", other, *folders, "--levels", last, "--at-once", 2)
     assert all(equal(level(own, n)[0], level(tmp_path / "self", n)[0]) for n in range(3))
-    same_levels(out, tmp_path / "more", 2)
+    assert made(tmp_path / "more") == made(out)
     assert "already done" in ok("imp", other, "--masks", own, "--levels", 1, "--out", out)
 
 
@@ -66,25 +59,21 @@ def test_shuffled_masks_keep_the_count_of_every_layer_and_stay_nested(ok, pruned
     assert not equal(part(out, 0, "next"), part(again, 0, "next"))  # the start's seed draws the permutation
 
 
-def test_settings_name_the_masks_and_are_compared_by_content(ok, call, pruned, tmp_path):
+def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned, tmp_path):
     own, other = pruned
-    command = ["imp", other, "--masks", own, "--levels", 1, "--out", tmp_path / "control"]
+    out = ["--levels", 1, "--out", tmp_path / "control"]
+    command = ["imp", other, "--masks", own, *out]
     ok(*command)
     _, info = level(tmp_path / "control", 1)
-    assert (info["masks"], info["prune_fraction"], info["criterion"]) == ("all 5", 0.2, "magnitude")
+    assert (info["masks"], info["prune_fraction"], info["criterion"]) == ("all 5", FRACTION, "magnitude")
     assert not {"masks", "masks_sha256", "shuffled"} & level(own, 1)[1].keys()
-    before = snapshot(tmp_path)
-    assert "shuffled unknown there, True now" in call(*command, "--shuffle-masks")[2]
-    assert "masks all 5 there, unknown now" in call("imp", other, *command[-2:])[2]
-    assert snapshot(tmp_path) == before
-    for changed, word in ((0, "masks_sha256"), (1, "level01.safetensors: its next masks")):
-        path = own / f"level0{changed}.safetensors"
-        content, (tensors, about) = path.read_bytes(), level(own, changed)
+    refused([*command, "--shuffle-masks"], "shuffled unknown there, True now")
+    refused(["imp", other, *out], "masks all 5 there, unknown now")
+    for changed, word in ((1, "level01.safetensors: its next masks"), (0, "masks_sha256")):
+        tensors, about = level(own, changed)
         tensors["next.conv.weight"] = 1 - tensors["next.conv.weight"]
-        common.save_tensors(path, tensors, about)
-        status, _, err = call(*command)
-        assert (status, word in err) == (2, True)
-        path.write_bytes(content)
+        common.save_tensors(own / f"level0{changed}.safetensors", tensors, about)
+        refused(command, word)
 
 
 def test_names_of_starting_points():
@@ -95,43 +84,22 @@ def test_names_of_starting_points():
         assert common.start_name(easy | change) == name
 
 
-def test_masks_that_cannot_be_used_are_one_line(ok, call, pruned, tmp_path):
+def test_masks_that_cannot_be_used_are_one_line(ok, refused, pruned, tmp_path):
     own, other = pruned
     wide, deep = start(ok, tmp_path / "wide", "--width", 3), start(ok, tmp_path / "deep", "--depth", 14)
     ok("imp", other, "--masks", own, "--levels", 0, "--out", tmp_path / "control")
-    before = snapshot(tmp_path)
-    for rewind, flags, words in (
-        (other, ["--masks", own, "--levels", 3], ["own has not finished level 3"]),
-        (other, ["--masks", tmp_path / "nowhere"], ["nowhere has not finished level 0"]),
-        (wide, ["--masks", own], ["level00.safetensors", "conv.weight", "recipe needs"]),
-        (deep, ["--masks", own], ["level00.safetensors", "tensor blocks.1"]),
-        (other, ["--masks", own, own], ["--masks: 2 folders for 1"]),
-        (other, ["--masks", tmp_path / "control"], ["control", "itself under the masks of all 5"]),
-        (other, ["--masks", own, "--levels", 0, "--prune-fraction", 0.3], ["0.3 contradicts 0.2"]),
-        (other, ["--masks", own, "--out", own / ".." / "own", "--force"], ["is a folder to write to"]),
-        (other, ["--shuffle-masks"], ["--shuffle-masks needs --masks"]),
+    for rewind, flags, *words in (
+        (other, ["--masks", own, "--levels", 3], "own has not finished level 3"),
+        (other, ["--masks", tmp_path / "nowhere"], "nowhere has not finished level 0"),
+        (wide, ["--masks", own], "level00.safetensors", "conv.weight", "recipe needs"),
+        (deep, ["--masks", own], "level00.safetensors", "tensor blocks.1"),
+        (other, ["--masks", own, own], "--masks: 2 folders for 1"),
+        (other, ["--masks", tmp_path / "control"], "control", "itself under the masks of all 5"),
+        (other, ["--masks", own, "--levels", 0, "--prune-fraction", 0.3], f"0.3 contradicts {FRACTION}"),
+        (other, ["--masks", own, "--out", own / ".." / "own", "--force"], "is a folder to write to"),
+        (other, ["--shuffle-masks"], "--shuffle-masks needs --masks"),
     ):
-        status, _, err = call("imp", rewind, "--out", tmp_path / "out", *flags)
-        assert (status, err.count("\n")) == (2, 1), err
-        assert all(word in err for word in words), err
-    assert snapshot(tmp_path) == before
-
-
-def test_a_control_killed_inside_every_write_ends_with_the_same_bits(run, tmp_path):  # noqa: F811
-    own, rewind, whole, killed = (tmp_path / name for name in ("own", "start/rewind.safetensors", "a", "b"))
-    short = [*TINY[:3], "--total-steps=4", "--milestones", "2"]
-    assert run(["pretrain", *short, "--steps", 2, "--out", own / "rewind.safetensors"]) == [0]
-    assert run(["pretrain", *short, "--steps", 0, "--seed", 1000, "--out", rewind]) == [0]
-    assert run(["imp", own / "rewind.safetensors", "--levels", 1]) == [0]
-    command = ["imp", rewind, "--masks", own, "--shuffle-masks", "--levels", 1, "--save-every", 1e-9, "--out"]
-    assert run([*command, whole]) == [0]
-
-    def fresh():
-        for path in killed.iterdir() if killed.exists() else ():
-            path.unlink()
-
-    # three events a write; written: 2 levels, results.csv twice, a state after each of 2 x 4 steps
-    assert crash_everywhere(run, [*command, killed], fresh, lambda: same_levels(whole, killed, 1), True) == 36
+        refused(["imp", rewind, "--out", tmp_path / "out", *flags], *words)
 
 
 # ------------------------------------------------------------ overlap and barriers
@@ -156,8 +124,7 @@ def test_barriers_against_plain_pytorch(digits):
     for seed in (1, 2):
         member = common.Member("x", recipe(), digits, 0)
         member.seed = seed  # another order from the same weights
-        for _ in common.train(common.Group([member], digits, recipe()), 40, peak=0.3):
-            pass
+        list(common.train(common.Group([member], digits, recipe()), 40, peak=0.3))
         ends.append({name: t.clone() for name, t in member.weights().items()})
 
     def at(t, images):
@@ -183,13 +150,8 @@ def test_barriers_against_plain_pytorch(digits):
 
 # ------------------------------------------------------------ run_all.sh and the figures
 
-
-def draw(*argv):
-    assert common.cli(plot.main, [*map(str, argv)]) == 0
-
-
-def read_csv(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
+ALL, EASY = "all data, 20 steps", "easy 256, 10 steps, balanced"  # curves, and their runs:
+FOLDERS = {ALL: "all-t20", EASY: "easy-balanced-256-t10"}
 
 
 @pytest.fixture(scope="module")
@@ -202,46 +164,42 @@ def controls(tmp_path_factory):
     return where
 
 
-def test_controls_are_paired_with_the_run_whose_masks_they_have(controls):
+def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
     rows = read_csv(controls / "figures/digits/controls/verdicts.csv")
     found = {(row["a"], row["b"]): row for row in rows if row["first_level"] != row["last_level"]}
-    everything, easy = "all data, 20 steps", "easy 256, 10 steps"
-    for own, masks in ((everything, "all 20"), (easy, "easy 256 10")):
+    for own, masks in ((ALL, "all 20"), (EASY, "easy balanced 256 10")):
         for control in (f"no pre-training, masks={masks}", f"{own}, masks={masks}, shuffled"):
             assert found[control, own]["replicates"] == "2 paired"
-    assert (f"{easy}, masks=all 20", everything) in found
-    tables = [[read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv") for seed in (0, 1)]
-              for name in ("all-t20-reinit", "all-t20")]  # fmt: skip
-    reinit, own = (np.mean([float(row["test_accuracy"]) for rows in runs for row in rows[1:]])
-                   for runs in tables)  # fmt: skip
-    difference = found["no pre-training, masks=all 20", everything]["difference"]
-    assert float(difference) == pytest.approx(100 * (reinit - own))
+    assert (f"{EASY}, masks=all 20", ALL) in found
+    reinit, own = ([float(row["test_accuracy"]) for seed in (0, 1)
+                    for row in read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv")[1:]]
+                   for name in ("all-t20-reinit", "all-t20"))  # fmt: skip
+    difference = found["no pre-training, masks=all 20", ALL]["difference"]
+    assert float(difference) == pytest.approx(100 * (np.mean(reinit) - np.mean(own)))
     assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
-    draw(controls / "runs/digits", "--out", controls / "plain")  # other figures go without
+    ok("plot", controls / "runs/digits", "--out", controls / "plain")  # other figures go without
     assert not any("masks=" in row["curve"] for row in read_csv(controls / "plain/summary.csv"))
 
 
 def test_figure_masks_against_numpy(controls):
     rows = read_csv(controls / "figures/digits/controls/digits-masks.csv")
     assert len(rows) == 3 * 4  # levels; two schemes of each seed, two seeds of each scheme
-    folders = {"all data, 20 steps": "all-t20", "easy 256, 10 steps": "easy-256-t10"}
     for row in rows:
-        runs = [controls / f"runs/digits/{folders[row[x]]}/seed{row['seed_' + x]}" for x in "ab"]
-        found = [part(folder, int(row["level"]), "mask") for folder in runs]
+        runs = [controls / f"runs/digits/{FOLDERS[row[x]]}/seed{row['seed_' + x]}" for x in "ab"]
+        found = [dict(sorted(part(folder, int(row["level"]), "mask").items())) for folder in runs]
         a, b = (np.concatenate([mask.flatten() for mask in masks.values()]) for masks in found)
         assert float(row["overlap"]) == (a & b).sum() / (a | b).sum()
 
 
 def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
     root = tmp_path / "runs"
-    shutil.copytree(controls / "runs/digits/all-t20", root / "all-t20")
-    own = [root / "all-t20" / seed for seed in ("seed0", "seed1")]
+    own = [shutil.copytree(controls / "runs/digits/all-t20" / seed, root / "all-t20" / seed)
+           for seed in ("seed0", "seed1")]  # fmt: skip
     for name, masks in (("again", ["--masks", *own]), ("alone", [])):  # alone: masks of their own
-        starts = [folder / "rewind.safetensors" for folder in own]
         shutil.rmtree(root / "again", ignore_errors=True)
-        outs = [root / name / x for x in "01"]
+        starts, outs = [folder / "rewind.safetensors" for folder in own], [root / name / x for x in "01"]
         ok("imp", *starts, *masks, "--order-seed", 1000, "--levels", 2, "--out", *outs)
-        draw(root, "--figure", "barrier", "--out", tmp_path / name, "--device", "cpu")
+        ok("plot", root, "--figure", "barrier", "--out", tmp_path / name, "--device", "cpu")
     rows = read_csv(tmp_path / "again/digits-barrier.csv")
     assert [(row["seed"], row["level"]) for row in rows] == [(seed, n) for seed in "01" for n in "012"]
     assert [row["level"] for row in read_csv(tmp_path / "alone/digits-barrier.csv")] == ["0", "0"]
@@ -259,10 +217,10 @@ def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
     assert common.read_sidecar(tmp_path / "connected.npy")["score"] == "barrier"
 
 
-def test_figure_difference_draws_the_intervals_of_the_verdicts(controls, monkeypatch, tmp_path):
+def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, monkeypatch, tmp_path):
     pages = []
     monkeypatch.setattr(plot, "save", lambda page, path: pages.append(page) or [path])
-    draw(controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
+    ok("plot", controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
     (ax,) = pages[0].axes
     rows = {row["last_level"]: row for row in read_csv(tmp_path / "verdicts.csv")
             if row["first_level"] == row["last_level"]}  # fmt: skip
@@ -276,7 +234,7 @@ def test_figure_difference_draws_the_intervals_of_the_verdicts(controls, monkeyp
     assert [margin[:, 1].min(), margin[:, 1].max()] == [-2, 2]
 
 
-@pytest.mark.parametrize("preset", ["digits", "cifar10", "cifar100", "cinic10"])
+@pytest.mark.parametrize("preset", common.PRESETS)
 def test_stability_is_a_second_order_of_every_starting_point(tmp_path, preset):
     lines = run_all(preset, "stability", cwd=tmp_path, DRY_RUN=1, SEEDS="0 1").stdout.splitlines()
     second = [line for line in lines if "--order-seed 1000" in line]

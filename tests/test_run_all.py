@@ -23,38 +23,43 @@ def plan(tmp_path, *arguments, **environment):
     return done.stdout.splitlines()
 
 
+def calling(lines, stage):
+    return [line for line in lines if f"{stage}.py" in line]
+
+
 def settings(lines):
     """Run folders that are pre-trained, and how many replicates each has."""
-    folders = [re.search(r"--out \S*?/\w+/(\S+)/seed\d", line)[1] for line in lines if "pretrain.py" in line]
+    folders = [re.search(r"--out \S*?/[\w-]+/(\S+)/seed\d", line)[1] for line in calling(lines, "pretrain")]
     return {name: folders.count(name) for name in folders}
 
 
 def pruned(lines):
     """The starting points of every imp.py."""
-    return [re.findall(r"\S+/rewind\.safetensors", line) for line in lines if "imp.py" in line]
+    return [re.findall(r"\S+/rewind\.safetensors", line) for line in calling(lines, "imp")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "count", "scores"),
-    [("digits", 6, 1), ("cifar10", 6, 1), ("cifar10 fig3", 1 + 2 * 4, 2),
-     ("cifar10 fig5", 27, 1),  # 8 sizes x 3 schemes and 3 baselines
-     ("cifar100 fig5", 21, 1), ("cinic10 fig6", 4 + 9 + 12, 1), ("cifar10 fig7", 1 + 2 * (2 + 8), 2),
-     ("cifar10 tstar", 1 + 15, 0)],
+    [("digits", 3 + 4 + 2 + 3, 2),  # clean labels, and noisy ones without hard examples
+     ("digits fig5", 3 + 4 * 4, 1), ("cifar10-small", 3 + 4, 1), ("cifar10-small fig3", 1 + 2 * (2 + 3), 2),
+     ("cifar10", 6, 1), ("cifar10 fig3", 1 + 2 * 4, 2), ("cifar10 fig5", 3 + 8 * 3, 1),
+     ("cifar100 fig5", 3 + 6 * 3, 1), ("cinic10 fig6", 4 + 9 + 12, 1), ("cifar10 fig7", 1 + 2 * (2 + 8), 2),
+     ("cifar10 tstar", 1 + 5 * 3, 0), ("cifar10-small tstar", 1 + 4, 0)],
 )  # fmt: skip
 def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
     lines = plan(tmp_path, *arguments.split())
     assert len(settings(lines)) == count
-    assert set(settings(lines).values()) == {3 if arguments == "digits" else 4}
-    starts = [line.split()[-1] for line in lines if "pretrain.py" in line]
+    assert set(settings(lines).values()) == {6 if "small" in arguments else 4}
+    starts = [line.split()[-1] for line in calling(lines, "pretrain")]
     assert [run for task in pruned(lines) for run in task] == starts  # every run is in one task
-    assert sum("score_el2n.py" in line for line in lines) == scores
-    assert "plot.py" in lines[-1]
+    assert len(calling(lines, "score_el2n")) == scores
+    assert calling(lines, "plot") == lines[-1:]
 
 
 def test_what_a_run_is_called_with(tmp_path):
     """The paper's settings; steps and sizes of one's own; flags do not change what a folder is named for."""
     lines = plan(tmp_path, "cifar10", "fig7", SEEDS="3")
-    (line,) = [x for x in lines if "easy-2048-t200-noise50/seed3" in x and "pretrain" in x]
+    (line,) = [x for x in calling(lines, "pretrain") if "easy-2048-t200-noise50/seed3" in x]
     for words in ("--steps 200", "--seed 3", "--label-noise 0.50", "subsets/easy-2048-noise50.npy"):
         assert words in line
     assert any("--label-noise 0.50 --out runs/cifar10/el2n-noise50.npy" in x for x in lines)
@@ -62,7 +67,7 @@ def test_what_a_run_is_called_with(tmp_path):
     names = ("all-t3", "all-t6", "random-8-t3", "easy-8-t3", "random-20-t3", "easy-20-t3")
     assert settings(lines).keys() == {"all-t0", *(f"{name}-noise{n}" for n in (10, 50) for name in names)}
     lines = plan(tmp_path, "cifar10", "tstar", SEEDS="0", FLAGS="--steps 9 --pretrain-lr 0.05")
-    for line in (line for line in lines if "pretrain.py" in line and "all-t0" not in line):
+    for line in (line for line in calling(lines, "pretrain") if "all-t0" not in line):
         named = re.search(r"-t(\d+)(?:-lr([\d.]+))?/seed0", line)
         assert re.findall(r"--steps (\d+)", line)[-1] == named[1]  # the last one counts
         assert re.findall(r"--pretrain-lr ([\d.]+)", line)[-1] == (named[2] or "0.4")
@@ -71,23 +76,25 @@ def test_what_a_run_is_called_with(tmp_path):
 def test_the_cost(tmp_path):
     """Steps of figure 2 by hand, of every preset as common.PRESETS has it; then with flags."""
 
-    def expected(pre, networks, trainings, total):
-        return networks + sum(t + trainings * (total - t) for t in pre)
+    def expected(name, t, scoring, trainings, total):
+        half = t // 2
+        clean = [0, half, t] + [half] * (3 if name in ("cifar10", "cifar100", "cinic10") else 4)
+        noisy = [half, t] + [half] * 3 if name == "digits" else []
+        runs = sum(steps + trainings * (total - steps) for steps in clean + noisy)
+        return len(clean + noisy), (2 if noisy else 1) * scoring + runs
 
     for name, preset in common.PRESETS.items():
-        half, trainings = preset["t_star"] // 2, preset["levels"] + 1
-        networks = preset["networks"] * preset["el2n_steps"]
-        steps = expected([0, half, 2 * half] + 3 * [half], networks, trainings, preset["total_steps"])
+        scoring, trainings = preset["networks"] * preset["el2n_steps"], preset["levels"] + 1
+        runs, steps = expected(name, preset["t_star"], scoring, trainings, preset["total_steps"])
         first, *_ = plan(tmp_path, name, SEEDS="7", STEP_MS=0.5)
-        assert f"6 runs of {trainings} trainings in" in first
+        assert f" {runs} runs of {trainings} trainings in" in first
         assert f" {steps} training steps = {steps * 0.5e-3 / 3600:.2f} hours" in first
-    flags = {"LEVELS": "", "IMP_FLAGS": "--save-every 9 --levels=3", "SEEDS": "0 1"}
-    first, *_ = plan(tmp_path, **TINY_RUNS | flags)
-    assert f" {expected(2 * [0, 10, 20, 10, 10, 10], 2 * 5, 4, 300)} training steps" in first
+    first, *_ = plan(tmp_path, **TINY_RUNS | {"LEVELS": "", "IMP_FLAGS": "--save-every 9 --levels=3"})
+    assert f" {expected('digits', 20, 2 * 5, 4, 150)[1]} training steps" in first
 
 
 @pytest.mark.parametrize("words", [
-    "imagenet", "cifar10 fig9", "digits tstar", "cifar100 fig6", "cinic10 fig5", "cifar10 fig2 more",
+    "imagenet", "cifar10 fig9", "digits fig7", "cifar100 fig6", "cinic10 fig5", "cifar10 fig2 more",
     "JOBS=0", "JOBS=-1", "JOBS=x", "LEVELS=many", "LEVELS=-1", "LEVELS=08", "LEVELS=9999999999999", "WIDTH=0",
     "STEP_MS=fast", "LAUNCHER=pbs", "SEEDS=0,1", "SIZES=1k", "T_STAR=5", "T_STAR=0", "PYTHON=none",
     "LAUNCHER=slurm DRY_RUN=1 RUNS=50%/runs",  # a pattern to Slurm
@@ -100,19 +107,24 @@ def test_bad_arguments_and_settings_are_one_line(tmp_path, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_demonstration_at_a_tiny_scale(demonstration):
-    """The chain in a folder with a space; again: nothing is done twice."""
-    where, said = demonstration
-    assert re.findall(r"^== imp: (\d) of 6 done after \d+ minutes$", said, re.M) == list("123456")
+def test_the_demonstration_at_a_tiny_scale(demonstration, tmp_path):
+    """The chain in a folder with a space; then a figure that shares its runs: nothing is done twice."""
+    (where, said), lines = demonstration, plan(tmp_path, **TINY_RUNS)
+    shared = plan(tmp_path, "digits", "fig5", **TINY_RUNS)
+    commands, again = (sum(" --out " in line for line in each) for each in (lines, shared))
+    count = len(settings(lines))
+    done = re.findall(rf"^== imp: (\d+) of {count} done after \d+ minutes$", said, re.M)
+    assert done == [str(n) for n in range(1, count + 1)]
     assert "test accuracy in %" in said
     assert (where / "figures" / "digits" / "digits.png").exists()
     runs = where / "my runs" / "digits"
-    assert len(list(runs.glob("*/seed0/level02.safetensors"))) == 6
+    assert len(list(runs.glob("*/seed0/level02.safetensors"))) == count
     before, logs = snapshot(runs), set(runs.glob("logs/*/*.log"))
-    assert len(logs) == 1 + 3 + 6 + 1
-    assert run_all(cwd=where, RUNS="my runs/digits", **TINY_RUNS).returncode == 0
+    assert len(logs) == commands  # a task makes and prunes a setting
+    assert run_all("digits", "fig5", cwd=where, RUNS="my runs/digits", **TINY_RUNS).returncode == 0
     new = set(runs.glob("logs/*/*.log")) - logs
-    assert sum(path.read_text().count("already done") for path in new) == 1 + 3 + 6 + 6
+    done = sum(path.read_text().count("already done") for path in new)
+    assert done == again - 1 + len(settings(shared))  # all but the drawing; and the prunings, without --out
     assert before.items() <= snapshot(runs).items()
 
 
@@ -153,28 +165,28 @@ def fake(tmp_path):
     return lambda name="cifar10", **more: run_all(name, cwd=tmp_path, **settings | more)
 
 
-def noted(tmp_path, what="imp.py"):
-    """[devices, threads, command line] of every process whose command line holds a text."""
-    lines = [line.split("|") for line in (tmp_path / "noted").read_text().splitlines()]
-    return [line for line in lines if what in line[2]]
+def noted(tmp_path):
+    """[devices, threads, command line] of every process."""
+    return [line.split("|") for line in (tmp_path / "noted").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
     ("name", "devices", "jobs", "each"),
     [("cifar10", "0", "", [8, 8, 8]), ("cifar10", "0,1,2,3,4,5,6,7", "", [3] * 8),
      ("cifar10", "GPU-5c, MIG-7f", "", [6] * 4), ("cifar10", "4,5", 5, [5] * 4 + [4]),  # 5 tasks share 2 GPUs
-     ("cifar10", "", 2, [1] * 24), ("cifar10", "-1", 3, [1] * 24), ("digits", "", 2, [4] * 6)],
+     ("cifar10", "", 2, [1] * 24), ("cifar10", "-1", 3, [1] * 24), ("digits", "", 2, [4] * 12)],
 )  # fmt: skip
 def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, name, devices, jobs, each):
     """As many for every GPU; without one, a run or, of the demonstration, a setting with its replicates."""
     done = fake(name, SEEDS="0 1 2 3", CUDA_VISIBLE_DEVICES=devices, JOBS=jobs)
     assert done.returncode == 0, done.stderr
-    found = noted(tmp_path)
-    tasks = pruned(words for *_, words in found)
+    used, threads, lines = zip(*noted(tmp_path))
+    tasks = pruned(lines)
     assert sorted(map(len, tasks), reverse=True) == each
-    assert len({run for task in tasks for run in task}) == 24
-    assert {device for device, *_ in found} <= set(devices.replace(" ", "").split(","))
-    assert {threads for _, threads, _ in found} == {"1" if devices in ("", "-1") else "unset"}
+    assert len({run for task in tasks for run in task}) == sum(each)
+    trains = [device for device, line in zip(used, lines) if "imp.py" in line]
+    assert set(trains) <= set(devices.replace(" ", "").split(","))
+    assert set(threads) == {"1" if devices in ("", "-1") else "unset"}
 
 
 @pytest.mark.parametrize(
@@ -186,9 +198,9 @@ def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, nam
 def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, devices, left):
     done = fake(CUDA_VISIBLE_DEVICES=devices, BREAKS=breaks, STATUS=status)
     assert done.returncode == 1
-    tasks = pruned(words for *_, words in noted(tmp_path))
-    assert len({run for task in tasks for run in task}) == left
-    assert len(noted(tmp_path, "plot.py")) == 1
+    lines = [line for *_, line in noted(tmp_path)]
+    assert len({run for task in pruned(lines) for run in task}) == left
+    assert len(calling(lines, "plot")) == 1
     ((command, log),) = re.findall(rf"^status {status} from (.*)\n(.*):\n  it broke$", done.stderr, re.M)
     assert "all-t0/seed0/rewind" in command
     assert f", failed: {log}\n" in done.stdout
@@ -199,9 +211,9 @@ def test_two_at_once_do_not_share_logs(fake, tmp_path):
     with ThreadPoolExecutor() as pool:
         both = list(pool.map(lambda _: fake(), range(2)))
     assert [done.returncode for done in both] == [0, 0]
-    folders = [set(re.findall(r"logs: (.*)/imp-\*", done.stdout)) for done in both]
-    assert folders[0].isdisjoint(folders[1])
-    for (folder,) in folders:
+    folders = {folder for done in both for folder in re.findall(r"logs: (.*)/imp-\*", done.stdout)}
+    assert len(folders) == 2
+    for folder in folders:
         logs = (tmp_path / folder).glob("imp-*.log")
         assert [path.read_text().count("imp.py") for path in logs] == [1] * 12
 
@@ -219,10 +231,10 @@ def test_slurm_asks_for_what_the_partition_has(tmp_path):
 [[ "$*" == *"-p gpu"* ]] || echo "cpu* (null)"
 echo "gpu gpu:a100:4(S:0-1)"''')
     (tools / "sinfo").chmod(0o755)
+    slurm |= {"DRY_RUN": 1, "WIDTH": 2, "SBATCH_FLAGS": "--mem=16G --nice"}
     for settings, asked in [({}, ""), ({"SBATCH_PARTITION": "gpu"}, "--gres=gpu:1 "),
                             ({"SBATCH_GRES": "gpu:h100:1"}, "--gres=gpu:h100:1 "),
                             ({"SBATCH_PARTITION": "gpu", "SBATCH_GRES": ""}, "")]:  # fmt: skip
-        slurm |= {"DRY_RUN": 1, "WIDTH": 2, "SBATCH_FLAGS": "--mem=16G --nice"}
         done = run_all("cifar10", cwd=tmp_path, **slurm | settings)
         waves = re.findall("^# sbatch .*--mem=16G --nice$", done.stdout, re.M)
         assert [asked in wave and "gres" in wave for wave in waves] == [bool(asked), False] * 2
