@@ -51,7 +51,7 @@ PRESETS = {
     # CIFAR-10 for a laptop, two epochs a training; t* by its own search on seeds 100 to 102
     "cifar10-small": CIFAR10 | dict(
         depth=14, width=8, batch_size=64, lr=0.3, pretrain_lr=0.3, milestones=[1000, 1300], total_steps=1500,
-        t_star=400, networks=4, el2n_steps=1500, scoring=dict(lr=0.1), prune_fraction=0.488, levels=5,
+        t_star=100, networks=4, el2n_steps=1500, scoring=dict(lr=0.1), prune_fraction=0.488, levels=5,
     ),
     "cifar10": CIFAR10,
     "cifar100": CIFAR10 | dict(dataset="cifar100", depth=32, t_star=800),

@@ -66,7 +66,7 @@ noisy=2048 search="100 200 400 800 1600" rates="0.1 0.2 0.4" # size under label 
 case $preset in
   digits) t=20 rate=0.5 size=256 sizes="64 128 256 512" levels=5 total=320 networks=8 el2n=100 seeds="4 5 6 7"
     noisy=$size search="4 10 20 40" rates=$rate ;;
-  cifar10-small) t=400 rate=0.3 size=3200 sizes=3200 levels=5 total=1500 networks=4 el2n=1500 seeds="0 1 2 3 4 5"
+  cifar10-small) t=100 rate=0.3 size=3200 sizes=3200 levels=5 total=1500 networks=4 el2n=1500 seeds="0 1 2 3 4 5"
     noisy=$size search="50 100 200 400" rates=$rate ;;
   cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;
   cifar100) t=800 rate=0.4 size=2048  sizes="256 512 1024 2048 3200 6400" ;;
