@@ -576,6 +576,8 @@ def differences(panel: Panel, title: str, margin: float) -> Picture:
     lines = [(f"margin {margin:g}", GREY, x, 0 * x, margin)]
     for c, top in ((c, panel.reference(c)) for c in panel.curves if panel.reference(c)):
         each = [compare(c, top, n, n) for n in range(1, min(len(c.remaining), len(top.remaining)))]
+        if not each:
+            continue
         mean, high = np.array([(d.difference, d.high) for d in each]).reshape(-1, 2).T
         label = f"{c.name} (n={each[0].replicates})"
         lines.append((label, style(c, panel), 100 * c.remaining[1 : len(each) + 1], mean, high - mean))
@@ -635,7 +637,8 @@ def accuracy_table(head: str, panel: Panel) -> str:
     rows = [["", *(f"{panel.remaining[n]:.1%}" for n in levels), "mean from level 1"]]
     for c in panel.curves:
         means = np.array([*c.over(1, deepest).values()])
-        rows.append([c.name, *(spread(c.levels[n]) for n in levels), spread(means)])
+        reached = [spread(c.levels[n]) if n < len(c.levels) else "" for n in levels]
+        rows.append([c.name, *reached, spread(means)])
     return table(f"{head}: test accuracy in %, mean ± standard deviation, by weights left", rows)
 
 

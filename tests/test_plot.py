@@ -399,6 +399,7 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, s
         if seed < 4:
             levels = [0.9, 0.8, 0.7][: (level or 0) if seed == 3 else 1 if seed == 2 else 3]
             folder = fake_run(tmp_path / "runs", "easy", 32, 2, seed, levels or [0.9])
+    fake_run(tmp_path / "runs", "hard", 32, 2, 0, [0.9])  # a setting whose other levels are still to come
     about = json.loads(safetensors.safe_open(folder / "level00.safetensors", "np").metadata()["json"])
     recipe, own = about.pop("recipe"), {key: value for key, value in about.items() if key != "row"}
     told = {"recipe": recipe, "settings": own if level else {}, "level": level, "step": step}
@@ -406,9 +407,10 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, s
     if level is None:
         for path in (folder / "results.csv", folder / "level00.safetensors"):
             path.unlink()
-    assert draw(tmp_path / "runs", "--out", tmp_path) == 0
+    assert draw(tmp_path / "runs", "--figure", "5", "4", "difference", "--out", tmp_path) == 0
     printed = capsys.readouterr().out
     assert f"{folder} diverged" in printed
+    assert table_rows(printed, "hard 32", "90.00") == [["hard 32, 2 steps", "90.00", "", "", ""]]
     (row,) = table_rows(printed, "easy 32", "all data, 4 steps")
     assert (row[4], row[5]) == ("2 paired", "1-2") or row[4] == "2 and 5"
     for words in (where, "seed 3"), ("seed 2", "unfinished"):
