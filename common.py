@@ -51,7 +51,7 @@ PRESETS = {
     # CIFAR-10 for a laptop, two epochs a training; t* by its own search on seeds 100 to 102
     "cifar10-small": CIFAR10 | dict(
         depth=14, width=8, batch_size=64, lr=0.3, pretrain_lr=0.3, milestones=[1000, 1300], total_steps=1500,
-        t_star=400, networks=4, el2n_steps=1500, scoring=dict(lr=0.1), prune_fraction=0.488, levels=5,
+        t_star=100, networks=4, el2n_steps=1500, scoring=dict(lr=0.1), prune_fraction=0.488, levels=5,
     ),
     "cifar10": CIFAR10,
     "cifar100": CIFAR10 | dict(dataset="cifar100", depth=32, t_star=800),
@@ -887,10 +887,10 @@ def add_dataset_flags(parser: Parser) -> None:
     add("--noise-seed", type=SEED, help="which draw of the label noise (default: the input's, else 0)")
 
 
-def add_training_flags(parser: Parser) -> None:
+def add_training_flags(parser: Parser, scoring: bool = False) -> None:
     add = parser.add_argument
     for name, (kind, meaning) in HYPERPARAMETERS.items():
-        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name)})"
+        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name, scoring)})"
         add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
     add("--precision", choices=["auto", "fp32", "bf16"], help=f"auto: bf16 if fast ({defaults('precision')})")
 
@@ -905,11 +905,16 @@ def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = Fals
     add("--force", action="store_true", help="start over where the output exists")
 
 
-def defaults(name: str) -> str:
+def preset_values(preset: str, scoring: bool = False) -> dict:
+    """Of a preset; networks that score may differ: those that agree on what is easy are not those pruned."""
+    return PRESETS[preset] | (PRESETS[preset]["scoring"] if scoring else {})
+
+
+def defaults(name: str, scoring: bool = False) -> str:
     """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
-    usual = CIFAR10[name]
-    others = [f", {preset}: {p[name]}" for preset, p in PRESETS.items() if p[name] != usual]
-    return f"default: {usual}{''.join(others)}"
+    values = {preset: preset_values(preset, scoring)[name] for preset in PRESETS}
+    others = [f", {preset}: {value}" for preset, value in values.items() if value != CIFAR10[name]]
+    return f"default: {CIFAR10[name]}{''.join(others)}"
 
 
 def check_output(path: Path, suffix: str) -> None:
@@ -928,9 +933,7 @@ def resolve_preset(args: argparse.Namespace) -> dict:
 def resolve_recipe(args: argparse.Namespace, device: torch.device, scoring: bool = False) -> dict:
     """Preset, data set, hyperparameters and precision; checked before any data are read."""
     recipe = resolve_preset(args)
-    preset = PRESETS[recipe["preset"]]
-    if scoring:  # networks that agree on what is easy need not be those that are pruned
-        preset = preset | preset["scoring"]
+    preset = preset_values(recipe["preset"], scoring)
     for name in HYPERPARAMETERS:
         given = getattr(args, name)
         recipe[name] = preset[name] if given is None else given

@@ -20,9 +20,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,8 @@ from common import InputError
 
 # The subset size of figure 2 (and of the demonstration). CIFAR-10's is our reading of the published curves:
 # 3200 loses least where it loses most, 12800 on average.
-SIZE_OF_FIGURE_2 = {"cifar10": 3200, "cifar100": 2048, "cinic10": 51200, "cifar10-small": 3200, "digits": 64}
-SIZE_OF_FIGURE_3 = {"cifar10": 2048, "cifar10-small": 3200, "digits": 64}
+SIZE_OF_FIGURE_2 = {"cifar10": 3200, "cifar100": 2048, "cinic10": 51200, "cifar10-small": 3200, "digits": 256}
+SIZE_OF_FIGURE_3 = {"cifar10": 2048, "cifar10-small": 3200, "digits": 256}  # under label noise
 LEVELS_OF_FIGURE_4 = (8, 10, 12)
 KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")  # of a curve, beside its name
 NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
@@ -48,17 +47,21 @@ RECORDED = (*common.RECORDED, "rewind_sha256", "masks_sha256")
 NOT_IN_PRESETS = (*KEY[:4], *HASHES, "preset", "classes", "precision", "order_seed")
 # The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey print too.
 STYLES = {
-    "t*": dict(color="#0072b2", linestyle=(0, (8, 2))),
-    "t*/2": dict(color="#e8820e", linestyle=(0, (5, 1.5, 1, 1.5))),
-    "init": dict(color="#d9b800", linestyle=(0, (1.5, 1.5))),
+    "t*": dict(color="#0072b2", linestyle=(0, (8, 2)), marker="."),
+    "t*/2": dict(color="#e8820e", linestyle=(0, (5, 1.5, 1, 1.5)), marker="."),
+    "init": dict(color="#d9b800", linestyle=(0, (1.5, 1.5)), marker="."),
     "random": dict(color="#009e73", marker="o", markersize=5),
     "easy": dict(color="#b2182b", marker="^", markersize=6),
     "easy, balanced": dict(color="#5e3c99", marker="D", markersize=4.5),
     "hard": dict(color="#f07fc0", marker="x", markersize=6, markeredgewidth=1.6),
     "custom": dict(color="black", marker="s", markersize=4),
 }
+OTHER_STYLE = dict(linestyle=":", marker="s", markersize=4)
 OTHER_COLORS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # other steps, other schemes
 OTHER_LINES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))  # of further curves of one look
+GREY = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1)
+THIN = dict(marker=None, linewidth=0.7, zorder=1.5)  # the published curve, or what chance gives, behind one
+ACCURACY, WEIGHTS = "test accuracy (%)", "weights remaining (%)"
 # (least and most label noise, A, B, what the paper says of A against B): its section 3, about figures 2 and 3
 STATEMENTS = (
     (0, 0, "t*/2", "t*", "worse"), (0, 0, "init", "t*/2", "worse"), (0, 0, "random", "t*/2", "no worse"),
@@ -99,16 +102,15 @@ class Curve:
         who = "all data" if self.size is None else f"{self.scheme} {self.size}"
         return ("no pre-training" if self.scheme == "init" else f"{who}, {self.step} steps") + self.variant
 
-    n = cached_property(lambda self: self.by_level(len))
-    mean = cached_property(lambda self: self.by_level(np.mean))
-    std = cached_property(lambda self: self.by_level(deviation))
+    @cached_property
+    def levels(self) -> list[np.ndarray]:
+        """By level, the accuracies of the replicates that have reached it."""
+        reached = self.accuracy.values()
+        return [np.array([a[n] for a in reached if n < len(a)]) for n in range(len(self.remaining))]
 
-    def by_level(self, number: Callable) -> np.ndarray:
-        return np.array([number(self.at(level)) for level in range(len(self.remaining))])
-
-    def at(self, level: int) -> np.ndarray:
-        """Accuracies of the replicates that have reached a level."""
-        return np.array([values[level] for values in self.accuracy.values() if level < len(values)])
+    n = cached_property(lambda self: np.array([*map(len, self.levels)]))
+    mean = cached_property(lambda self: np.array([*map(np.mean, self.levels)]))
+    std = cached_property(lambda self: np.array([*map(deviation, self.levels)]))
 
     def over(self, first: int, last: int) -> dict:
         """{seed: mean accuracy over levels first to last} of the replicates that have them all."""
@@ -132,20 +134,21 @@ def name_curves(curves: list[Curve]) -> dict:
     A name has scheme, size, steps, and departures that not all share. Curves still called the same say in
     what they differ, and if in nothing but what was drawn, four digits of its hash.
     """
+    def say(c: Curve, key: str) -> str:
+        value = c.settings.get(key)
+        if value is None or value is True:
+            return f", {key.removeprefix('class_')}" if value else ""
+        return f", #{value[:4]}" if key in HASHES else f", {key}={value}"
+
     differ = {key for a in curves for b in curves for key in {*a.settings} - {*KEY}
               if a.settings[key] != b.settings.get(key)}  # fmt: skip
     for c in curves:
-        c.variant = "".join(say(key, value) for key, value in c.departs.items() if key in differ)
+        c.variant = "".join(say(c, key) for key in c.departs if key in differ)
     for c, same in [(c, [o for o in curves if (o.key, o.name) == (c.key, c.name)]) for c in curves]:
         keys = [k for k in sorted(differ) if any(o.settings.get(k) != c.settings.get(k) for o in same)]
         keys = [k for k in keys if k not in HASHES] or keys
-        c.variant += "".join(say(key, c.settings[key]) for key in keys if c.settings.get(key) is not None)
+        c.variant += "".join(say(c, key) for key in keys)
     return {key: value for c in curves for key, value in c.departs.items() if key not in differ}
-
-
-def say(key: str, value: object) -> str:
-    text = f"#{value[:4]}" if key in HASHES else f"{key}={value}"
-    return ", " + (key.removeprefix("class_") if value is True else text)
 
 
 def deviation(values: np.ndarray) -> float:
@@ -156,90 +159,77 @@ def deviation(values: np.ndarray) -> float:
 # ------------------------------------------------------------ reading
 
 
-def read_run(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
-    """(settings, fraction of weights [levels], accuracy in % [levels]) of a results.csv.
-
-    The settings are those of a level file beside it; one is enough, so the others need not be copied along.
-    """
+def read_run(folder: Path) -> Curve:
+    """A run as the curve of one replicate: its results.csv, with the settings of a level file beside it."""
+    path = folder / "results.csv"
     with common.reading(path), open(path, newline="") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
         drawn = [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
         level, remaining, accuracy = np.array(drawn).reshape(-1, 3).T
-        possible = (remaining > 0) & (remaining <= 1) & (accuracy >= 0) & (accuracy <= 1)
-        if [*level] != [*range(len(rows))] or not possible.all():
-            raise InputError(f"{path}: a level is missing, or a fraction is outside [0, 1]")
-    for file in sorted(path.parent.glob("level*.safetensors"))[:1]:
+        if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
+            raise ValueError("a level is missing, or a number")
+    for file in sorted(folder.glob("level*.safetensors"))[:1]:  # the others need not be copied along
         info = common.load_info(file)
         with common.reading(file):
             if rows and info["row"] != rows[info["row"]["level"]]:
                 raise InputError(f"{path}: its level {info['row']['level']} is not that of {file.name}")
-            settings = settings_of(info)
-            shared_by_replicates(settings)  # a recipe that lacks something is this file's fault
-        return settings, remaining, 100 * accuracy
+            seed, shared = replicate(info)
+            subset = info["recipe"]["subset_sha256"]
+            return Curve(shared, remaining, {seed: 100 * accuracy}, subsets={subset}, folders={seed: folder})
     raise InputError(f"{path}: no level file beside it says what was trained")
 
 
-def settings_of(info: dict) -> dict:
-    """Recipe and settings of imp.py, of a level file or a diverged.json; the seed is the replicate's."""
-    own = {key: value for key, value in info.items() if key not in RECORDED}
-    old = {"order_seed": None, "criterion": "magnitude", "score": None}  # what older files do not say
-    settings = old | info["recipe"] | own
-    if "masks" in settings and settings["seed"] >= 1000:  # 1000 + k: a new start under the masks of k
-        settings["seed"] -= 1000
-    return settings
-
-
-def shared_by_replicates(settings: dict) -> dict:
-    """All settings but the seed and what hangs on it."""
-    shared = {key: value for key, value in settings.items() if key != "seed"}
-    kinds = {"scheme": str, "rewind_step": int, "label_noise": float, "pretrain_lr": float}
-    shared |= {key: kind(shared[key]) for key, kind in kinds.items()}
-    scheme, size = shared["scheme"], shared["subset_size"]
-    if type(settings["seed"]) is not int or (size is None) != (scheme == "all"):
-        raise ValueError(f"seed {settings['seed']}, {scheme} of {size} examples")
+def replicate(info: dict) -> tuple[int, dict]:
+    """Of a level file or a diverged.json: the seed, and all settings but that and what hangs on it."""
+    shared = {"order_seed": None, "criterion": "magnitude", "score": None}  # what older files do not say
+    shared |= info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
+    seed = shared.pop("seed")
+    if "masks" in shared and seed >= 1000:  # 1000 + k: a new start under the masks of k
+        seed -= 1000
     if shared["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
-        return shared | dict.fromkeys(common.PRETRAINING) | NO_PRETRAINING
+        return seed, shared | dict.fromkeys(common.PRETRAINING) | NO_PRETRAINING
     if shared["class_balanced"] is None:
-        shared["class_balanced"] = scheme == "random"
-    if scheme not in ("easy", "hard", "custom") and shared["score"] is None:
+        shared["class_balanced"] = shared["scheme"] == "random"
+    if shared["scheme"] not in ("easy", "hard", "custom") and shared["score"] is None:
         shared["subset_sha256"] = None  # nothing but chance chose it, for each seed anew
-    return shared
+    return seed, shared
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
     """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
     found, reordered = {}, 0
     for path in sorted(root.rglob("results.csv")):
-        settings, remaining, accuracy = read_run(path)
-        shared, seed = shared_by_replicates(settings), settings["seed"]
-        c = found.setdefault(json.dumps(shared, sort_keys=True), Curve(shared, remaining))
-        if settings["order_seed"] is not None:
+        run = read_run(path.parent)
+        c = found.setdefault(json.dumps(run.settings, sort_keys=True), Curve(run.settings, run.remaining))
+        (seed,) = run.accuracy
+        if run.settings["order_seed"] is not None:
             reordered += 1
         elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
-        elif not len(accuracy):
+        elif not len(run.remaining):
             print(f"note: {path.parent} has not finished a level yet")
         else:
-            c.accuracy[seed], c.remaining = accuracy, max(c.remaining, remaining, key=len)
-            c.folders[seed] = path.parent
-            c.subsets.add(settings["subset_sha256"])
+            c.remaining = max(c.remaining, run.remaining, key=len)
+            c.accuracy |= run.accuracy
+            c.folders |= run.folders
+            c.subsets |= run.subsets
     if reordered:
         print(f"note: {reordered} runs under a batch order of their own are for --figure barrier alone")
     for path in sorted(root.rglob("diverged.json")):
         with common.reading(path):
             told = json.loads(path.read_text())
-            settings = settings_of(told["settings"] | {"recipe": told["recipe"]})
-            shared = shared_by_replicates(settings)
+            seed, shared = replicate(told["settings"] | {"recipe": told["recipe"]})
             where = "pre-training" if told["level"] is None else f"level {told['level']}"
             where = f"diverged in {where}, step {told['step']}"
         print(f"note: {path.parent} {where}")
         for c in found.values():  # of pre-training that diverged, the settings of imp.py are not known
             if shared.items() <= c.settings.items():
-                c.diverged[settings["seed"]] = where
+                c.diverged[seed] = where
     pictures = {}
     for c in (c for c in found.values() if c.accuracy):
         preset, dataset, test_set = (f"{c.settings.get(k)}" for k in ("preset", "dataset", "test_set_sha256"))
-        pictures.setdefault((preset if dataset == preset else f"{preset}-{dataset}", test_set), []).append(c)
+        usual = common.PRESETS.get(preset, {}).get("dataset")
+        pictures.setdefault((preset if dataset == usual else f"{preset}-{dataset}", test_set), []).append(c)
         if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
             print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
     if not pictures:
@@ -248,9 +238,8 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     for (name, test_set), curves in sorted(pictures.items()):
         name = re.sub(r"[^\w-]", "_", name + (f"-{test_set[:4]}" if names.count(name) > 1 else ""))
         usual, named[name] = common.PRESETS.get(curves[0].settings["preset"], {}), curves
-        shared = [f"{k} {v}" + (f" (preset: {usual[k]})" if k in usual else "")
-                  for k, v in name_curves(curves).items()]  # fmt: skip
-        if shared:
+        if shared := [f"{k} {v}" + (f" (preset: {usual[k]})" if k in usual else "")
+                      for k, v in name_curves(curves).items()]:  # fmt: skip
             print(f"note: {name} departs from the paper's setting: {'; '.join(shared)}")
     return named
 
@@ -267,12 +256,11 @@ def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
         for c in json.loads(path.read_text())["curves"]:
             if c["scheme"] == "dense":
                 continue
-            preset, n = common.PRESETS[c["dataset"]], c["replicates"]
-            stop = 1 + max(preset["levels"], last)
-            remaining, mean, std = (np.array(c[key][:stop]) for key in ("weights_remaining", "mean", "std"))
+            preset, z = common.PRESETS[c["dataset"]], np.arange(c["replicates"]) - (c["replicates"] - 1) / 2
+            levels = slice(1 + max(preset["levels"], last))
+            remaining, mean, std = (np.array(c[key][levels]) for key in ("weights_remaining", "mean", "std"))
             settings = {"preset": c["dataset"], "pretrain_lr": preset["pretrain_lr"]}
             settings |= {key: c[key] for key in KEY[:4]} if c["rewind_step"] else NO_PRETRAINING
-            z = np.arange(n) - (n - 1) / 2
             replicates = enumerate(100 * (mean + std * (z / z.std())[:, None]))
             accuracy = {(*map(str, settings.values()), k): values for k, values in replicates}
             curve = Curve(settings, remaining, accuracy, published=True)
@@ -300,6 +288,8 @@ class Panel:
         self.sizes = sorted({c.size for c in self.curves} - {None})
         self.remaining = max((c.remaining for c in self.curves), key=len)
         self.whole = [c for c in self.curves if self.role(c) == "t*"]  # all data for t* steps
+        named = 100 * self.remaining[:: 3 if len(self.remaining) > 6 else 1]
+        self.ticks = {weights: f"{weights:.3g}" for weights in named}  # of an axis of weights remaining
 
     def role(self, c: Curve) -> str:
         """t*, t*/2, init, other (steps on all data), or the scheme of a subset, balanced if easy."""
@@ -324,7 +314,7 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
     keys = sorted({(c.noise, c.rate, c.step) for c in curves if c.size is not None})
     with_subsets = {(noise, rate, n * step) for noise, rate, step in keys for n in (1, 2)}
     more = {(c.noise, c.rate, c.step) for c in curves if c.step} - with_subsets
-    keys += [(*key, None) for key in sorted({key[:2] for key in more})]
+    keys += [(noise, rate, None) for noise, rate in sorted({key[:2] for key in more})]
     panels, rates = [], {rate for _, rate, _ in keys}
     for noise, rate, step in keys or [(0.0, 0.0, None)]:
         near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
@@ -333,12 +323,12 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
         top = 2 * step if step else t_star if t_star in steps else max(steps)
         whole = [c for c in near if c.size is None and (not step or c.step in (0, step, top))]
         whole.sort(key=lambda c: (c.step != top, -c.step, c.name))  # the reference first
+        subsets = [c for c in near if c.size is not None and c.step == step]
+        subsets.sort(key=lambda c: (c.size, [*STYLES, c.scheme].index(c.scheme), c.variant))
         title = [f"{step} steps"] if step else []
         title += [f"pre-training rate {rate}"] if len(rates) > 1 or not step else []
         title += [f"{noise:.0%} random labels"] if noise else []
         claimed = (SIZE_OF_FIGURE_3 if noise else SIZE_OF_FIGURE_2).get(preset) if top == t_star else None
-        subsets = [c for c in near if c.size is not None and c.step == step]
-        subsets.sort(key=lambda c: (c.size, [*STYLES, c.scheme].index(c.scheme), c.variant))
         panels.append(Panel(noise, rate, step, top, whole + subsets, ", ".join(title), claimed))
     return panels
 
@@ -366,9 +356,9 @@ def choose(figure: str | None, panels: list[Panel], preset: str, size: int | Non
         longest = max((p.step for p in panels), default=0)
         panels = [p for p in panels if p.claimed] or [p for p in panels if p.step == longest]
     if figure in "23":
-        wanted = size or (SIZE_OF_FIGURE_2.get(preset) if figure == "2" else SIZE_OF_FIGURE_3["cifar10"])
-        sizes = sorted({size for p in panels for size in p.sizes})
+        wanted = size or (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
         if size and any(size not in p.sizes for p in panels):
+            sizes = sorted({size for p in panels for size in p.sizes})
             raise InputError(f"--size {size}: the subsets have {', '.join(map(str, sizes))} examples")
         panels = [p.only(wanted) if wanted in p.sizes else p for p in panels]
     return panels
@@ -404,19 +394,17 @@ def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comp
     last = deepest if last is None else min(last, deepest)
     of_a, of_b = a.over(first, last), b.over(first, last)
     paired = [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
+    samples, replicates = [[*of_a.values()], [-b for b in of_b.values()]], f"{len(of_a)} and {len(of_b)}"
     if paired and len(paired) >= min(3, len(of_a), len(of_b)):
-        samples, replicates = [np.array(paired)], f"{len(paired)} paired"
-    else:
-        samples = [np.array([*of_a.values()]), -np.array([*of_b.values()])]
-        replicates = f"{len(of_a)} and {len(of_b)}"
+        samples, replicates = [paired], f"{len(paired)} paired"
     lacking = [f"{who}'s seed {seed}: {c.diverged.get(seed, 'unfinished')}"
                for who, c, of in (("A", a, of_a), ("B", b, of_b))
                for seed in sorted({*c.accuracy, *c.diverged} - {*of})]  # fmt: skip
-    n, difference, half = np.array([len(sample) for sample in samples]), np.nan, np.nan
+    n, difference, half = np.array([*map(len, samples)]), np.nan, np.nan
     if n.min() > 0:
-        difference = sum(sample.mean() for sample in samples)
+        difference = sum(map(np.mean, samples))
     if n.min() > 1:
-        squares = np.array([sample.var(ddof=1) for sample in samples]) / n  # of standard errors
+        squares = np.array([np.var(sample, ddof=1) for sample in samples]) / n  # of standard errors
         parts = (squares**2 / (n - 1)).sum()
         freedom = squares.sum() ** 2 / parts if parts else np.inf  # Welch's; n - 1 of one sample
         half = stdtrit(freedom, 0.975) * np.sqrt(squares.sum())
@@ -436,8 +424,7 @@ def verdict(d: Comparison, margin: float) -> str:
 def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
     """(verdict over all levels and where it does not hold, does A weakly dominate B?, None: undecided).
 
-    That takes the margin over all levels and over the sparsest third: a mean can hide a collapse at the end.
-    A claim that needs both needs no correction.
+    It must over the sparsest third too, where a mean can hide a collapse; needing both needs no correction.
     """
     found, sparse = verdict(d, margin), verdict(d.sparse, margin)
     dominates = True if min(d.low, d.sparse.low) > -margin else False if "worse" in (found, sparse) else None
@@ -487,7 +474,7 @@ def new_page(rows: int, columns: int, width: float, height: float) -> tuple:
     import matplotlib.figure  # takes a second
 
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a path or a class name is a $
-    page = matplotlib.figure.Figure(figsize=(width, height))
+    page = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
     return page, page.subplots(rows, columns, squeeze=False)
 
 
@@ -501,130 +488,118 @@ def save(page, path: Path) -> list[Path]:
     return paths
 
 
-def draw_figure(figure: str | None, name: str, panels: list[Panel], args: argparse.Namespace) -> list[Path]:
-    """One figure of panels, None: every panel there is; returns the paths."""
-    text, ending = {}, f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
-    if figure == "controls":
-        draw, rows = draw_levels, [[(p, p.title) for p in panels]]
-    elif figure == "difference":
-        draw = partial(draw_difference, margin=args.margin)
-        rows = [[(p.only(size),) for size in p.sizes or [None]] for p in panels]
-        text = {"ylabel": "accuracy minus that of all data for t* steps", "band": "the margin; bars: 95%"}
-    elif figure == "4":
-        draw, rows = draw_sizes, [[(p, n) for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)] or
-                                  [(p, len(p.remaining) - 1)] for p in panels]  # fmt: skip
-    else:
-        draw, rows = draw_levels, [[(p.only(size),) for size in p.sizes or [None]] for p in panels]
-    if max(map(len, rows)) == 1:  # one cell each: side by side
-        rows = [[cell for row in rows for cell in row]]
-    rows = [row[i : i + 4] for row in rows for i in range(0, len(row), 4)]
-    columns = max(map(len, rows))
-    page, axes = new_page(len(rows), columns, 4.6 * columns, 5)
-    for line, row in zip(axes, rows):
-        for ax in line[len(row) :]:
-            ax.remove()
-        for ax, cell in zip(line, row):
-            draw(ax, *cell)
-        shown = [*line[: len(row)]]
-        for together in [[ax] for ax in shown] if draw is draw_sizes else [shown]:
-            finish(together, **text)
-    lines = max(len(ax.get_legend_handles_labels()[1]) for ax in page.axes)
-    page.set_figheight((4 + 0.16 * lines) * len(rows))
-    page.suptitle(name, fontsize=12)
-    page.tight_layout()
-    return save(page, args.out / (name + ending))
+@dataclass
+class Picture:
+    """Lines with bands: (label, look, x, y, half the height of the band), the last three [points]."""
+
+    lines: list[tuple]
+    title: str
+    xlabel: str
+    ylabel: str = ACCURACY
+    ticks: dict | None = None  # {x: its label} of a logarithmic axis; None: a linear one
 
 
-def finish(axes: list, ylabel: str = "test accuracy (%)", band: str = "one sample std. deviation",
-           thin: str = "published") -> None:  # fmt: skip
-    """One vertical range for these panels, of what their lines show (a wide band is cut); grids, legends."""
-    shown = np.concatenate([line.get_ydata() for ax in axes for line in ax.get_lines()])
-    room = 0.05 * (shown.max() - shown.min()) or 1
-    for ax in axes:
-        ax.set(ylabel=ylabel, ylim=(shown.min() - room, shown.max() + room))
-        ax.minorticks_off()
-        ax.title.set_fontsize(10)
+def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False) -> list:
+    """Pictures side by side; one vertical range unless apart: that of the lines, a wide band is cut."""
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    lines = max(len(p.lines) for p in pictures)
+    page, axes = new_page(rows, columns, 4.6 * columns, (4 + 0.17 * lines) * rows)
+    for ax in axes.flat[len(pictures) :]:
+        ax.remove()
+    for ax, p in zip(axes.flat, pictures):
+        for label, look, x, y, half in p.lines:
+            ax.plot(x, y, label=label, **{"linewidth": 1.6} | look)
+            ax.fill_between(x, y - half, y + half, color=look["color"], alpha=0.15, linewidth=0)
+        shown = [y for q in ([p] if apart else pictures) for _, _, _, y, _ in q.lines]
+        low, high = np.nanmin(np.concatenate(shown)), np.nanmax(np.concatenate(shown))
+        room = 0.05 * (high - low) or 1
+        ax.set(xlabel=p.xlabel, ylabel=p.ylabel, ylim=(low - room, high + room))
+        ax.set_title(p.title, fontsize=10)
+        if p.ticks:
+            ax.set_xscale("log")
+            ax.set_xticks([*p.ticks], p.ticks.values(), fontsize=8)
+            ax.minorticks_off()
+            if [*p.ticks] != sorted(p.ticks):  # from dense to sparse
+                ax.invert_xaxis()
         ax.grid(alpha=0.25, linewidth=0.5)
-        ax.fill_between([], [], color="grey", alpha=0.3, linewidth=0, label=f"band: {band}")
-        if any(line.get_label().startswith("_published") for line in ax.get_lines()):
-            ax.plot([], [], color="black", linewidth=0.7, label=f"thin: {thin}")
-        longest = max(map(len, ax.get_legend_handles_labels()[1]))
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
-                  ncols=2 if longest < 34 else 1, handlelength=3.2)  # fmt: skip
+                  handlelength=3.2)  # fmt: skip
+    page.suptitle(f"{path.name}\n{note}", fontsize=11)
+    return save(page, path)
+
+
+def draw_figure(figure: str | None, panels: list[Panel], margin: float, path: Path) -> list[Path]:
+    """One figure of panels, None: every panel there is; returns the paths."""
+    thin = "; thin: published" if any(c.twin for p in panels for c in p.curves) else ""
+    note = f"band: one sample std. deviation{thin}"
+    if figure == "4":
+        pictures = [by_size(p, level) for p in panels
+                    for level in [n for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)]
+                    or [len(p.remaining) - 1]]  # fmt: skip
+        return draw_page(path, pictures, note, columns=3, apart=True)
+    if figure == "controls":
+        return draw_page(path, [by_level(p, p.title) for p in panels], note)
+    cells = [(p.only(size), f"{size} examples, {p.title}" if size else f"all data, {p.title}")
+             for p in panels for size in p.sizes or [None]]  # fmt: skip
+    if figure == "difference":
+        pictures = [differences(p, title, margin) for p, title in cells]
+        return draw_page(path, pictures, "bands: 95% intervals; grey: the margin")
+    return draw_page(path, [by_level(p, title) for p, title in cells], note)
 
 
 def style(c: Curve, panel: Panel) -> dict:
-    """The look of a role, with another line for further curves of it; a lone point has a marker."""
+    """The look of a role, with another line for further curves of it."""
     role = panel.role(c)
     new = [o.key for o in panel.curves if panel.role(o) not in STYLES]
-    look = dict(STYLES.get(role) or {"color": OTHER_COLORS[new.index(c.key) % 4], "linestyle": ":"})
-    look |= {"marker": "s", "markersize": 4} if c.size and role not in STYLES else {}
+    look = STYLES.get(role) or OTHER_STYLE | {"color": OTHER_COLORS[new.index(c.key) % 4]}
     same = [o for o in panel.curves if (panel.role(o), o.size, o.step) == (role, c.size, c.step)]
-    if c is not same[0]:
-        look["linestyle"] = OTHER_LINES[(same.index(c) - 1) % 4]
-    return look if len(c.mean) > 1 else {"marker": "s", "markersize": 4} | look
+    return look if c is same[0] else look | {"linestyle": OTHER_LINES[(same.index(c) - 1) % 4]}
 
 
-def draw_line(ax, x, mean, std, label: str, look: dict, theirs: tuple) -> None:
-    """A curve with its band; the published one (x, mean), or (), behind it, thin and not in the legend."""
-    ax.plot(x, mean, linewidth=1.6, label=label, **look)
-    ax.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.15, linewidth=0)
-    if theirs:
-        ax.plot(*theirs, **look | dict(marker=None, linewidth=0.7, zorder=1.5, label=f"_published {label}"))
-
-
-def draw_levels(ax, panel: Panel, title: str | None = None) -> None:
-    """Accuracy, or what the title says, against weights remaining: mean and standard deviation."""
-    for top in [] if title else panel.whole[:1]:
-        look = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1, zorder=1)
-        ax.axhline(top.mean[0], label="dense", **look)
+def by_level(panel: Panel, title: str, ylabel: str = ACCURACY) -> Picture:
+    """Accuracy, or what else the curves are of, against weights remaining: mean and standard deviation."""
+    lines = []
+    for top in panel.whole[:1] if ylabel == ACCURACY else []:
+        lines.append(("dense", GREY, 100 * top.remaining, top.mean[:1].repeat(len(top.mean)), 0))
     for c in panel.curves:
-        theirs = (100 * c.twin.remaining, c.twin.mean) if c.twin else ()
         label = f"{c.name} (n={'/'.join(map(str, np.unique(c.n)))})"  # 2/3: not all have reached every level
-        draw_line(ax, 100 * c.remaining, c.mean, c.std, label, style(c, panel), theirs)
-    weights_axis(ax, panel, title)
+        lines.append((label, style(c, panel), 100 * c.remaining, c.mean, c.std))
+        if c.twin:
+            lines.append((f"_{label}", style(c, panel) | THIN, 100 * c.twin.remaining, c.twin.mean, 0))
+    return Picture(lines, title, WEIGHTS, ylabel, panel.ticks)
 
 
-def draw_difference(ax, panel: Panel, margin: float) -> None:
-    """Accuracy minus that of all data for t* steps by level, with 95% intervals side by side."""
-    for k, (c, top) in enumerate((c, panel.reference(c)) for c in panel.curves if panel.reference(c)):
+def differences(panel: Panel, title: str, margin: float) -> Picture:
+    """Accuracy minus that of all data for t* steps by level, with 95% intervals."""
+    x = 100 * panel.remaining[1:]
+    lines = [(f"margin {margin:g}", GREY, x, 0 * x, margin)]
+    for c, top in ((c, panel.reference(c)) for c in panel.curves if panel.reference(c)):
         each = [compare(c, top, n, n) for n in range(1, min(len(c.remaining), len(top.remaining)))]
-        mean, high = np.array([(d.difference, d.high) for d in each]).T
-        x = 100 * c.remaining[1 : len(each) + 1] * 1.025**k
-        label = f"{c.name} (n={each[0].replicates})"
-        ax.errorbar(x, mean, high - mean, capsize=2, linewidth=1, label=label, **style(c, panel))
-    ax.axhspan(-margin, margin, color="grey", alpha=0.3, linewidth=0)
-    weights_axis(ax, panel)
-
-
-def weights_axis(ax, panel: Panel, title: str | None = None) -> None:
-    what = f"{panel.sizes[0]} examples" if panel.sizes else "all data"
-    ticks = 100 * panel.remaining[:: 3 if len(panel.remaining) > 6 else 1]
-    ax.set(xscale="log", title=title or f"{what}, {panel.title}", xlabel="weights remaining (%)")
-    ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    ax.set_xlim(100 * panel.remaining[0] * 1.06, 100 * panel.remaining[-1] / 1.06)
-
-
-def draw_sizes(ax, panel: Panel, level: int) -> None:
-    """Accuracy against subset size at one level; all data as horizontal lines (figure 4)."""
-    curves = [c for c in panel.curves if level < len(c.mean)]
-    trained = [c.mean[level] for c in curves if c.scheme != "init"] or [np.nan]
-    ends, groups = [panel.sizes[0] / 1.1, panel.sizes[-1] * 1.1], {}
-    for c in curves:  # a subset's sizes are a line, all data are one from end to end
-        groups.setdefault((c.scheme, c.variant) if c.size else c, []).extend([c] if c.size else [c, c])
-    for group in groups.values():
-        c, look, x = group[0], style(group[0], panel), [c.size for c in group] if group[0].size else ends
-        mean, std, n = np.array([(c.mean[level], c.std[level], c.n[level]) for c in group]).T
-        name = f"{c.scheme}, {c.step} steps{c.variant}" if c.size else c.name
-        name += f" (n={n.max():.0f})"
-        if c.scheme == "init" and mean[0] < 2 * min(trained) - max(trained):  # it would press these together
-            ax.plot([], [], label=f"{name}: {mean[0]:.1f}%", **look)
+        if not each:
             continue
-        theirs = [(at, o.twin.mean[level]) for at, o in zip(x, group) if o.twin and level < len(o.twin.mean)]
-        draw_line(ax, x, mean, std, name, look, tuple(zip(*theirs)))
-    ax.set(xscale="log", xlim=ends, xlabel="examples in the subset")
-    ax.set_xticks(panel.sizes, map(str, panel.sizes), fontsize=7)
-    ax.set_title(f"level {level}, {panel.remaining[level]:.1%} of weights, {panel.title}")
+        mean, high = np.array([(d.difference, d.high) for d in each]).reshape(-1, 2).T
+        label = f"{c.name} (n={each[0].replicates})"
+        lines.append((label, style(c, panel), 100 * c.remaining[1 : len(each) + 1], mean, high - mean))
+    what = "accuracy minus that of all data for t* steps"
+    return Picture(lines, title, WEIGHTS, what, panel.ticks)
+
+
+def by_size(panel: Panel, level: int) -> Picture:
+    """Accuracy against subset size at one level; all data as horizontal lines (figure 4)."""
+    found, lines, ends = {}, [], (panel.sizes[0] / 1.1, panel.sizes[-1] * 1.1)
+    for c in panel.curves:
+        name = f"{c.scheme}, {c.step} steps{c.variant}" if c.size else c.name
+        for shown, behind, look in ((c, "", {}), (c.twin, "_", THIN)):
+            if shown and level < len(shown.mean):
+                at = shown.mean[level], 0 if behind else shown.std[level], shown.n[level]
+                _, points = found.setdefault(behind + name, (style(c, panel) | look, []))
+                points += [(x, *at) for x in ([c.size] if c.size else ends)]
+    for name, (look, points) in found.items():
+        x, mean, half, n = np.array(points).T
+        lines.append((f"{name} (n={n.max():.0f})", look, x, mean, half))
+    title = f"level {level}, {panel.remaining[level]:.1%} of weights, {panel.title}"
+    return Picture(lines, title, "examples in the subset", ticks={size: size for size in panel.sizes})
 
 
 # ------------------------------------------------------------ tables
@@ -655,26 +630,27 @@ def spread(values: np.ndarray) -> str:
     return text.replace(" ± nan", "")
 
 
-def accuracy_table(head: str, panel: Panel, every: int) -> str:
-    """Mean and deviation at every so many levels, the deepest always, and of the mean over levels."""
+def accuracy_table(head: str, panel: Panel) -> str:
+    """Mean and deviation at every third level (of few: each), the deepest, and of the mean over levels."""
     deepest = len(panel.remaining) - 1
-    levels = [n for n in range(deepest + 1) if n % every == 0 or deepest < 6 or n == deepest]
+    levels = [*range(0, deepest, 3 if deepest > 5 else 1), deepest]
     rows = [["", *(f"{panel.remaining[n]:.1%}" for n in levels), "mean from level 1"]]
     for c in panel.curves:
         means = np.array([*c.over(1, deepest).values()])
-        rows.append([c.name, *(spread(c.at(n)) for n in levels), spread(means)])
+        reached = [spread(c.levels[n]) if n < len(c.levels) else "" for n in levels]
+        rows.append([c.name, *reached, spread(means)])
     return table(f"{head}: test accuracy in %, mean ± standard deviation, by weights left", rows)
 
 
-def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: float, short: bool) -> str:
-    """Every comparison; short: what is matching, one setting's effect, what the paper or its runs say."""
+def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: float) -> str:
+    """What is matching, the effect of one setting, and of what the paper or its runs say; "" of nothing."""
     rows = [["A", "B", "A - B", "95% interval", "n", "levels", "A is", "margin needed", "worst level",
              "the paper says", "without"]]  # fmt: skip
     for d in compared:
         who, said, matching = d.a.name, the_paper_says(panel, d, margin), d.b is panel.reference(d.a)
-        found, dominates = full_verdict(d, margin)
-        if short and not (matching or said or d.b is d.a.twin or d.a.key == d.b.key or d.a.masks):
+        if not (matching or said or d.b is d.a.twin or d.a.key == d.b.key or d.a.masks):
             continue
+        found, dominates = full_verdict(d, margin)
         if matching:
             same = [o for o in compared if o.b is d.b and panel.role(o.a) == panel.role(d.a)]
             if len({o.a.size for o in same}) > 1 and d.difference == max(o.difference for o in same):
@@ -702,35 +678,34 @@ def margin_needed(d: Comparison) -> float:
     return float(np.maximum(0, -min(d.low, (d.sparse or d).low)))
 
 
-def read_curves(args: argparse.Namespace) -> dict[str, list[Curve]]:
-    """{picture: curves} of the runs, each with its published twin if there is one, or of the paper alone."""
-    published = read_published(args.paper, args.levels[1] if args.levels else 0) if args.paper else {}
-    if not args.runs:
-        return {f"{preset}-published": curves for preset, curves in published.items()}
-    pictures = read_runs(args.runs)
-    for c in (c for curves in pictures.values() for c in curves if not c.departs):
-        theirs = [t for t in published.get(c.settings["preset"], []) if t.key == c.key]
-        c.twin = replace(theirs[0], variant=" (published)") if theirs else None
-    return pictures
-
-
 def draw_experiments(args: argparse.Namespace) -> list[Path]:
     """The figures of the paper, the tables and the verdicts of every experiment; returns the paths."""
     first, last = args.levels or (1, None)
-    paths, numbers, verdicts, full, brief = [], [SUMMARY], [VERDICTS], [], []
-    experiments = read_curves(args)
+    paths, numbers, verdicts, tables = [], [SUMMARY], [VERDICTS], []
+    published = read_published(args.paper, last or 0) if args.paper else {}
+    alone = {f"{preset}-published": curves for preset, curves in published.items()}
+    experiments = read_runs(args.runs) if args.runs else alone
     for name, curves in experiments.items():
         preset = curves[0].settings["preset"]
+        if args.preset not in (None, preset):
+            continue
+        theirs = {c.key: replace(c, variant=" (published)") for c in published.get(preset, []) if args.runs}
+        for c in curves:
+            c.twin = None if c.departs else theirs.get(c.key)
         panels, shown = make_panels(curves, preset), []
-        for figure in args.figure if args.preset in (None, preset) else ():
-            if figure in OF_PAIRS:  # of all curves at once
-                alone = [*dict.fromkeys(c for p in panels for c in p.curves)]
-                paths += OF_PAIRS[figure](name, replace(panels[0], curves=alone), args)
+        for figure in args.figure:
+            if figure in OF_PAIRS:  # of all curves at once, so names say what else is in a panel's title
+                several = len({c.rate for p in panels for c in p.curves if c.step}) > 1
+                every = [replace(c, variant=c.variant + (f", {c.noise:.0%} random labels" if c.noise else "")
+                                 + (f", rate {c.rate:g}" if several and c.step else ""))
+                         for c in dict.fromkeys(c for p in panels for c in p.curves)]  # fmt: skip
+                paths += OF_PAIRS[figure](name, replace(panels[0], curves=every), args)
                 continue
             controls = figure == "controls"
             chosen = make_controls(curves) if controls else choose(figure, panels, preset, args.size)
             if chosen:
-                paths += draw_figure(figure, name, chosen, args)
+                ending = f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
+                paths += draw_figure(figure, chosen, args.margin, args.out / (name + ending))
             else:
                 print(f"note: {name} has nothing for figure {figure}")
             shown += chosen
@@ -749,19 +724,17 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
                 pair = [name, p.noise, p.rate, d.a.name, d.b.name, d.first, d.last, d.replicates, d.without]
                 found = full_verdict(d, args.margin) if d.sparse else (verdict(d, args.margin), "")
                 verdicts.append([*pair, d.difference, d.low, d.high, margin_needed(d), *found])
-            for text, every in ((full, 1), (brief, 3)):
-                text.append(accuracy_table(head, p, every))
-                text.append(verdict_table(head, p, compared, args.margin, short=text is brief))
-    if paths and not numbers[1:]:
-        return paths
-    if not numbers[1:]:
-        known = {curves[0].settings["preset"] for curves in experiments.values()}
+            tables += [accuracy_table(head, p), verdict_table(head, p, compared, args.margin)]
+    if tables:
+        text = "\n".join(filter(None, tables))
+        print(text)
+        common.atomic_write(args.out / "summary.md", (text.lstrip() + "\n").encode())
+        paths += [write_csv(args.out / "summary.csv", numbers)]
+        paths += [write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
+    elif not paths:
+        known = sorted({curves[0].settings["preset"] for curves in experiments.values()})
         where = args.runs or args.paper
-        raise InputError(f"nothing of this preset and figure in {where}; it has {', '.join(sorted(known))}")
-    paths += [write_csv(args.out / "summary.csv", numbers), write_csv(args.out / "verdicts.csv", verdicts)]
-    paths.append(args.out / "summary.md")
-    common.atomic_write(paths[-1], ("\n".join(full).lstrip() + "\n").encode())
-    print(*filter(None, brief), sep="\n")
+        raise InputError(f"nothing of this preset and figure in {where}; it has {', '.join(known)}")
     return paths
 
 
@@ -778,7 +751,7 @@ OF_A_START = {
 
 def overlap(a: Weights, b: Weights) -> tuple[float, float]:
     """|A and B| / |A or B| of two runs' masks, by layer, and what chance gives at their layer counts."""
-    kept = [(int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in a.items()]
+    kept = [(int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in sorted(a.items())]
     total, chance = sum(m + n for m, n, _ in kept), sum(m * n / size for m, n, size in kept)
     both = sum(int((a[name] & b[name]).sum()) for name in a)
     return both / (total - both), chance / (total - chance)
@@ -797,10 +770,7 @@ def error_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> 
 
 
 def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> np.ndarray:
-    """Loss at the midpoint minus the mean of both ends, of every clean training example: [N] float64, nats.
-
-    Those at most about 0 are linearly mode connected (arXiv 2206.01278).
-    """
+    """Loss at the midpoint minus the mean of both ends, of every clean training example: [N], in nats."""
     logits = [common.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)]
     start, middle, end = (F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits)
     return (middle - (start + end) / 2).cpu().numpy()
@@ -823,7 +793,7 @@ def barriers(folders: list[Path], settings: dict, data: common.Data) -> tuple[np
     return np.array(errors), examples
 
 
-def curve_of(values: dict, c: Curve, thin: dict | None = None) -> Curve:
+def curve_of(c: Curve, values: dict, thin: dict | None = None) -> Curve:
     """A curve like c of something else than accuracy, {replicate: [levels]}; thin: one to draw behind it."""
     c = replace(c, accuracy=values, remaining=c.remaining[: max(map(len, values.values()))])
     return replace(c, twin=thin and replace(c, accuracy=thin))
@@ -831,84 +801,83 @@ def curve_of(values: dict, c: Curve, thin: dict | None = None) -> Curve:
 
 def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     """How alike the masks are that runs found for themselves: two settings of one seed, two seeds of one."""
-    found, pairs, rows = {}, {}, [["a", "b", "seed_a", "seed_b", "level", "overlap", "chance"]]
+    found, shown, rows = {}, {}, [["a", "b", "seed_a", "seed_b", "level", "overlap", "chance"]]
     for c in panel.curves:
         for seed, folder in c.folders.items():
             files = sorted(folder.glob("level*.safetensors"))
             found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
     for (a, s), (b, t) in itertools.combinations(found, 2):
-        if (a is b) != (s == t) and all(a.settings[key] == b.settings[key] for key in ("depth", "width")):
-            each = [overlap(*masks) for masks in zip(found[a, s], found[b, t])]
-            rows += [[a.name, b.name, s, t, level, *both] for level, both in enumerate(each)]
-            mine, chance = pairs.setdefault((a, b), ({}, {}))
+        if (a is b) == (s == t) or any(a.settings[key] != b.settings[key] for key in ("depth", "width")):
+            continue
+        each = [overlap(*masks) for masks in zip(found[a, s], found[b, t])]
+        rows += [[a.name, b.name, s, t, level, *both] for level, both in enumerate(each)]
+        if a in (b, panel.curves[0]):
+            title = "two seeds of one setting" if a is b else f"one seed, with {a.name}"
+            mine, chance = shown.setdefault(title, {}).setdefault(b, ({}, {}))
             mine[s, t], chance[s, t] = 100 * np.array(each).T
-    page, (axes,) = new_page(1, 2, 10, 5.5)
-    for ax, what in zip(axes, (f"one seed, with {panel.curves[0].name}", "two seeds of one setting")):
-        lines = [curve_of(mine, b, chance) for (a, b), (mine, chance) in pairs.items()
-                 if (a is b) == (ax is axes[1]) and a in (b, panel.curves[0])]  # fmt: skip
-        if lines:
-            draw_levels(ax, replace(panel, curves=lines), what)
-            finish([ax], "overlap |A and B| / |A or B| of the masks (%)", thin="chance")
-    page.tight_layout()
-    return [*save(page, args.out / f"{name}-masks"), write_csv(args.out / f"{name}-masks.csv", rows)]
+    what = "overlap |A and B| / |A or B| of the masks (%)"
+    pictures = [by_level(replace(panel, curves=[curve_of(c, *both) for c, both in of.items()]), title, what)
+                for title, of in shown.items()]  # fmt: skip
+    note = "band: one sample std. deviation; thin: chance"
+    paths = draw_page(args.out / f"{name}-masks", pictures, note) if pictures else []
+    return [*paths, write_csv(args.out / f"{name}-masks.csv", rows)]
 
 
 def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     """How stable training from a start is: barriers between its networks of two batch orders."""
-    device, settings, others, found = common.resolve_device(args.device), panel.curves[0].settings, {}, {}
+    device, settings, again, found = common.resolve_device(args.device), panel.curves[0].settings, {}, {}
     data = common.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
     if data.fingerprint != settings["fingerprint"]:
         raise InputError(f"{args.data_dir}: not the images that {name} was trained on")
-    for path in sorted(args.runs.rglob("level00.safetensors")):
+    for path in sorted(args.runs.rglob("level00.safetensors")):  # by starting point, its run of another order
         info = common.load_info(path)
         if info.get("order_seed") not in (None, info["recipe"]["seed"]):
-            others[info["rewind_sha256"]] = path.parent
-    runs = [(c, seed, folder, common.load_info(folder / "level00.safetensors").get("rewind_sha256"))
-            for c in panel.curves for seed, folder in c.folders.items()]  # fmt: skip
-    runs = [(c, seed, folder, others[start]) for c, seed, folder, start in runs if start in others]
-    for c, seed, *pair in tqdm(runs, "starts", disable=None, leave=False):
-        found.setdefault(c, {})[seed] = barriers(pair, c.settings, data)
+            again[info["rewind_sha256"]] = path.parent
+    for c in panel.curves:
+        for seed, folder in tqdm(c.folders.items(), c.name, disable=None, leave=False):
+            start = common.load_info(folder / "level00.safetensors").get("rewind_sha256")
+            if start in again:
+                found.setdefault(c, {})[seed] = barriers([folder, again[start]], c.settings, data)
     if not found:
         print(f"note: {name} has no two runs of one starting point under different batch orders")
         return []
-    lines = [curve_of({seed: errors for seed, (errors, _) in each.items()}, c) for c, each in found.items()]
-    paths, starts, last = [], [], len(panel.remaining) - 1
+    paths, lines, starts, said = [], [], [], [["", "starts", *OF_A_START]]
     rows = [["curve", "seed", "level", "weights_remaining", "error_barrier", *OF_A_START]]
     for c, each in found.items():
-        start = {seed: (b.mean(), (b <= 0).mean(), (b <= 0.01).mean(), c.over(1, last).get(seed, np.nan))
-                 for seed, (_, b) in each.items()}  # fmt: skip
-        rows += [[c.name, seed, n, c.remaining[n], error, *(start[seed] if n == 0 else [""] * 4)]
+        accuracy = c.over(1, len(panel.remaining) - 1)
+        of = {seed: (b.mean(), (b <= 0).mean(), (b <= 0.01).mean(), accuracy.get(seed, np.nan))
+              for seed, (_, b) in each.items()}  # fmt: skip
+        rows += [[c.name, seed, n, c.remaining[n], error, *(of[seed] if n == 0 else [""] * 4)]
                  for seed, (errors, _) in each.items() for n, error in enumerate(errors)]  # fmt: skip
-        starts.append(np.array([*start.values()]))
+        lines.append(curve_of(c, {seed: errors for seed, (errors, _) in each.items()}))
+        starts.append(np.array([*of.values()]))
+        said.append([c.name, len(each), *map(spread, starts[-1].T)])
         paths.append(args.out / f"barrier-{name}-{re.sub('[^A-Za-z0-9_.=-]+', '-', c.name)}.npy")
-        about = {"select": "barrier", "curve": c.name, "starts": len(each), "label_noise": 0.0}
+        about = {"select": "barrier", "curve": c.name, "starts": len(each), "label_noise": 0.0,
+                 "made_by": common.made_by(device)}  # fmt: skip
         about |= {key: settings[key] for key in ("preset", "dataset", "fingerprint")}
-        score = np.mean([examples for _, examples in each.values()], axis=0).astype(np.float32)
-        common.save_array(paths[-1], score, about | {"made_by": common.made_by(device)})
-    said = [[c.name, len(values), *map(spread, values.T)] for c, values in zip(lines, starts)]
-    print(table(f"{name}: one start, two batch orders, level 0", [["", "starts", *OF_A_START], *said]))
-    paths += draw_starts(args.out / f"{name}-barrier", replace(panel, curves=lines), starts)
+        score = np.mean([examples for _, examples in each.values()], axis=0)
+        common.save_array(paths[-1], score.astype(np.float32), about)
+    print(table(f"{name}: one start, two batch orders, level 0", said))
+    title = "between networks of two batch orders"
+    pictures = [by_level(replace(panel, curves=lines), title, "error barrier (points)")]
+    known = not np.isnan(np.concatenate(starts)[:, 3]).all()  # nothing but the dense networks was trained
+    drawn = [(0, 2), (0, 3), (2, 3)] if known else [(0, 2)]
+    pictures += [of_starts(panel, found, starts, x, y) for x, y in drawn]
+    paths += draw_page(args.out / f"{name}-barrier", pictures, "band: one sample std. deviation", apart=True)
     return [*paths, write_csv(args.out / f"{name}-barrier.csv", rows)]
 
 
-def draw_starts(path: Path, panel: Panel, starts: list[np.ndarray]) -> list[Path]:
-    """Error barriers by level, then points: [starts, 4] of every curve, what OF_A_START says."""
+def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: int, y: int) -> Picture:
+    """Two columns of OF_A_START against each other: [starts, 4] of every curve, a point for each start."""
     from scipy.stats import spearmanr  # takes half a second
 
     every, what = np.concatenate(starts), [*OF_A_START.values()]
-    drawn = [(0, 2)] if np.isnan(every[:, 3]).all() else [(0, 2), (0, 3), (2, 3)]
-    page, (axes,) = new_page(1, 1 + len(drawn), 5 * (1 + len(drawn)), 5.5)
-    draw_levels(axes[0], panel, "between networks of two batch orders")
-    finish([axes[0]], "error barrier (points)")
-    for ax, (x, y) in zip(axes[1:], drawn):
-        for c, values in zip(panel.curves, starts):
-            ax.plot(values[:, x], values[:, y], **{"marker": "s"} | style(c, panel) | {"linestyle": ""})
-        known = every[~np.isnan(every[:, y])]
-        rho = spearmanr(known[:, x], known[:, y]).statistic
-        ax.set(xlabel=what[x], ylabel=what[y], title=f"{len(known)} starts, rank correlation {rho:+.2f}")
-        ax.grid(alpha=0.25, linewidth=0.5)
-    page.tight_layout()
-    return save(page, path)
+    known = every[~np.isnan(every[:, y])]
+    rho = spearmanr(known[:, x], known[:, y]).statistic if len(known) > 1 else np.nan
+    lines = [(c.name, style(c, panel) | {"linestyle": ""}, of[:, x], of[:, y], 0)
+             for c, of in zip(curves, starts)]  # fmt: skip
+    return Picture(lines, f"{len(known)} starts, rank correlation {rho:+.2f}", what[x], what[y])
 
 
 OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
@@ -919,31 +888,25 @@ OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
 
 def draw_run(args: argparse.Namespace) -> list[Path]:
     """Test accuracy by level, and which layers global pruning empties."""
-    folder = args.runs
-    settings, _, accuracy = read_run(folder / "results.csv")
-    if not len(accuracy):
-        raise InputError(f"{folder} has not finished a level yet")
-    with common.reading(folder / "level00.safetensors"):
-        network = common.ResNet(settings["depth"], settings["width"], 3, settings["classes"])
-    shares = []
-    for level in range(len(accuracy)):
-        path = folder / f"level{level:02d}.safetensors"
-        tensors, _ = common.load_tensors(path)
-        masks = {name: tensors[f"mask.{name}"] for name in network.prunable() if f"mask.{name}" in tensors}
-        shares.append([100 * mask.double().mean() for mask in masks.values()])
-    page, ((curve, layers),) = new_page(1, 2, 13, max(4.5, 0.2 * len(masks) + 1.5))
-    curve.plot(accuracy, "o-", color=STYLES["t*"]["color"], markersize=4)
-    curve.set(xlabel="level", ylabel="test accuracy (%)", title="/".join(folder.parts[-2:]))
-    curve.grid(alpha=0.25)
-    share = np.ma.masked_equal(np.array(shares).T, 0)  # [layers, levels]
-    layers.set_facecolor("black")
-    image = layers.imshow(share, aspect="auto", norm="log", cmap="viridis", interpolation="nearest")
-    layers.set_yticks(range(len(masks)), masks, fontsize=7)
-    layers.set(xlabel="level", title="weights left in each layer (%), black: none")
-    layers.set_xticks(range(0, len(shares), 2 if len(shares) > 8 else 1))
+    run = read_run(args.runs)
+    if not len(run.remaining):
+        raise InputError(f"{args.runs} has not finished a level yet")
+    masks = [common.part(common.load_tensors(args.runs / f"level{level:02d}.safetensors")[0], "mask")
+             for level in range(len(run.remaining))]  # fmt: skip
+    names = common.ResNet(run.settings["depth"], run.settings["width"], 3, run.settings["classes"]).prunable()
+    share = 100 * np.array([[mask[name].double().mean() for mask in masks] for name in names])
+    share = np.ma.masked_equal(share, 0)  # [layers, levels]
+    page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.2 * len(share) + 1.5))
+    left.plot(run.mean, "o-", markersize=4)
+    left.set(xlabel="level", ylabel=ACCURACY, title="/".join(args.runs.parts[-2:]))
+    left.grid(alpha=0.25)
+    right.set_facecolor("black")
+    image = right.imshow(share, aspect="auto", norm="log", interpolation="nearest")
+    right.set_yticks(range(len(share)), names, fontsize=7)
+    right.set(xlabel="level", title="weights left in each layer (%), black: none")
+    right.set_xticks(range(0, len(masks), 2 if len(masks) > 8 else 1))
     ticks = np.geomspace(share.min(), 100, 6) if share.min() < 100 else [100]
-    page.colorbar(image, ax=layers, ticks=ticks, format="%.3g").ax.minorticks_off()
-    page.tight_layout()
+    page.colorbar(image, ax=right, ticks=ticks, format="%.3g").ax.minorticks_off()
     return save(page, args.out / "run")
 
 
@@ -962,24 +925,22 @@ def load_scores(args: argparse.Namespace) -> tuple:
     return data, scores, labels, labels != clean
 
 
-def draw_examples(args: argparse.Namespace, each: int = 6) -> list[Path]:
-    """Of every class (as labelled when scored) the lowest and highest scores; wrong labels in red."""
+def draw_examples(args: argparse.Namespace) -> list[Path]:
+    """Of every class (as labelled when scored) the six lowest and highest scores; wrong labels in red."""
     data, scores, labels, wrong = load_scores(args)
-    images, clean, rows = data.train_images().numpy(), data.labels.numpy(), len(data.classes)
-    page, axes = new_page(rows, 2 * each + 1, 1.15 * (2 * each + 1), 1.4 * rows)
+    images = data.train_images().numpy()
+    page, axes = new_page(len(data.classes), 12, 15, 1.4 * len(data.classes))
     for ax in axes.flat:
-        ax.axis("off")
-    for c, (name, line) in enumerate(zip(data.classes, axes)):
-        line[0].text(-0.12, 0.5, name, fontsize=10, ha="right", va="center", transform=line[0].transAxes)
+        ax.set_axis_off()
+    for c, line in enumerate(axes):
         mine = np.flatnonzero(labels == c)
         order = mine[np.argsort(scores[mine], kind="stable")]
-        for ax, i in [*zip(line[:each], order[:each]), *zip(line[each + 1 :], order[each:][-each:])]:
-            ax.imshow(images[i].squeeze(), cmap="gray_r" if images.shape[-1] == 1 else None)
-            true = f"\nis {data.classes[clean[i]]}" if wrong[i] else ""
-            color = STYLES["easy"]["color"] if wrong[i] else "black"
-            ax.set_title(f"#{i}: {scores[i]:.3f}{true}", fontsize=7, pad=2, color=color)
-    for ax, what in ((axes[0, 0], "lowest scores"), (axes[0, each + 1], "highest scores")):
-        ax.text(0, 1.4, what, fontsize=11, transform=ax.transAxes)
+        for ax, i in [*zip(line[:6], order), *zip(line[6:], order[6:][-6:])]:
+            ax.imshow(images[i].squeeze(), cmap="gray_r")  # a map of colours, where an image has none
+            true = f"\nis {data.classes[data.labels[i]]}" if wrong[i] else ""
+            ax.set_title(f"#{i}: {scores[i]:.3f}{true}", fontsize=7, color="red" if wrong[i] else "black")
+        line[0].text(-0.1, 0.5, data.classes[c], ha="right", va="center", transform=line[0].transAxes)
+    page.suptitle("of every class the lowest scores, left, and the highest, right")
     return save(page, args.out / "examples")
 
 
@@ -988,21 +949,17 @@ def draw_scores(args: argparse.Namespace) -> list[Path]:
     data, scores, labels, wrong = load_scores(args)
     page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.22 * len(data.classes) + 1.5))
     bins = np.linspace(min(scores.min(), 0), max(scores.max(), 1e-6), 61)
-    kinds = [("labels as in the data set", ~wrong, STYLES["t*"]["color"]),
-             ("labels redrawn to another class", wrong, STYLES["easy"]["color"])]  # fmt: skip
-    for what, which, color in kinds[: 1 + wrong.any()]:
-        text = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
-        left.hist(scores[which], bins, color=color, alpha=0.6, label=text)
+    kinds = ((~wrong, "labels as in the data set"), (wrong, "labels redrawn to another class"))
+    for which, what in kinds[: 1 + wrong.any()]:
+        label = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
+        left.hist(scores[which], bins, alpha=0.6, label=label)
     left.set(xlabel="score", ylabel="training examples", yscale="log")
     left.yaxis.set_major_formatter("{x:g}")
-    left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     by_class = [scores[labels == c] for c in range(len(data.classes))]
-    right.boxplot(by_class, orientation="horizontal", flierprops=dict(markersize=2, alpha=0.4),
-                  medianprops=dict(color="black"), whis=(5, 95))  # fmt: skip
-    right.set_yticks(range(1, len(by_class) + 1), data.classes, fontsize=8)
+    right.boxplot(by_class, orientation="horizontal", whis=(5, 95), tick_labels=data.classes)
     right.invert_yaxis()
     right.set(xlabel="score: quartiles, 5% and 95%", title="by class, as labelled when scored")
-    page.tight_layout()
     return save(page, args.out / "scores")
 
 
@@ -1052,10 +1009,8 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):
         raise InputError(f"cannot write to {args.out}")
-    if args.figure[0] in INSIDE:
-        paths = [path for figure in args.figure for path in INSIDE[figure](args)]
-    else:
-        paths = draw_experiments(args)
+    inside = [path for figure in args.figure if figure in INSIDE for path in INSIDE[figure](args)]
+    paths = inside or draw_experiments(args)
     print("", *paths, sep="\n")
 
 

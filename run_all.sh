@@ -64,9 +64,9 @@ preset=${1:-digits} figure=${2:-fig2} runs=${RUNS:-runs/${1:-digits}} launcher=$
 levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3" # as in common.py, to tell the cost
 noisy=2048 search="100 200 400 800 1600" rates="0.1 0.2 0.4" # size under label noise; where tstar looks
 case $preset in
-  digits) t=20 rate=0.5 size=64 sizes="32 64 128 256" levels=5 total=320 networks=8 el2n=100
+  digits) t=20 rate=0.5 size=256 sizes="64 128 256 512" levels=5 total=320 networks=8 el2n=100 seeds="4 5 6 7"
     noisy=$size search="4 10 20 40" rates=$rate ;;
-  cifar10-small) t=400 rate=0.3 size=3200 sizes=3200 levels=5 total=1500 networks=4 el2n=1500 seeds="0 1 2 3 4 5"
+  cifar10-small) t=100 rate=0.3 size=3200 sizes=3200 levels=5 total=1500 networks=4 el2n=1500 seeds="0 1 2 3 4 5"
     noisy=$size search="50 100 200 400" rates=$rate ;;
   cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;
   cifar100) t=800 rate=0.4 size=2048  sizes="256 512 1024 2048 3200 6400" ;;
@@ -76,6 +76,7 @@ esac
 seeds=${SEEDS:-$seeds} size=${SIZES:-$size} sizes=${SIZES:-$sizes} t=${T_STAR:-$t}
 for name in seeds sizes; do check "${name^^}" "${!name}" ' *[0-9]+( +[0-9]+)* *' "numbers with spaces between"; done
 for name in WIDTH JOBS; do check $name "${!name:-1}" '[1-9][0-9]{0,8}' "a whole number from 1 on"; done
+check NOISE "${NOISE:-10}" ' *[1-9][0-9]?( +[1-9][0-9]?)* *' "whole percents with spaces between"
 check LEVELS "${LEVELS:-0}" '0|[1-9][0-9]{0,8}' "a whole number"
 check T_STAR "$t" '[1-9][0-9]{0,7}[02468]|[2468]' "even and above 0, as subsets are seen for half as many steps"
 check STEP_MS "${STEP_MS:-0}" '[0-9]*\.?[0-9]+' "a number of milliseconds"

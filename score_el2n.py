@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
-    common.add_training_flags(parser)
+    common.add_training_flags(parser, scoring=True)
     add("--networks", type=common.within("[1, 10000]", int), help=f"K ({common.defaults('networks')})")
     add("--steps", type=common.COUNT, help=f"t, optimizer steps of each ({common.defaults('el2n_steps')})")
     add("--seed", type=common.SEED, default=0, help="another seed scores with other networks (default: 0)")

@@ -224,10 +224,14 @@ def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, mon
     (ax,) = pages[0].axes
     rows = {row["last_level"]: row for row in read_csv(tmp_path / "verdicts.csv")
             if row["first_level"] == row["last_level"]}  # fmt: skip
-    ((line, caps, _),) = ax.containers
-    for drawn, key in ((line, "difference"), (caps[0], "low"), (caps[1], "high")):
-        assert drawn.get_ydata() == pytest.approx([float(rows[n][key]) for n in "12"])
-    assert [ax.patches[0].get_y(), ax.patches[0].get_height()] == [-2, 4]
+    _, line = ax.get_lines()  # of the margin, and of the only curve beside all data
+    margin, band = (c.get_paths()[0].vertices for c in ax.collections)
+    assert line.get_ydata() == pytest.approx([float(rows[n]["difference"]) for n in "12"])
+    for n, x in zip("12", line.get_xdata()):
+        low, high = (float(rows[n][key]) for key in ("low", "high"))
+        at = band[band[:, 0] == x, 1]
+        assert (at.min(), at.max()) == (pytest.approx(low), pytest.approx(high))
+    assert [margin[:, 1].min(), margin[:, 1].max()] == [-2, 2]
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)

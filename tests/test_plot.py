@@ -1,6 +1,7 @@
 """Figures, tables and verdicts: what is drawn is in the files, what is said is what the numbers support."""
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -120,11 +121,11 @@ def lines_of(ax):
 def test_numbers_drawn_equal_the_numbers_in_the_files(root, tmp_path, pages):
     assert draw(root, "--out", tmp_path) == 0
     (ax,) = pages[0].axes
-    lines = lines_of(ax)
+    lines, values = lines_of(ax), accuracies(root, "all-None-t4*/*/results.csv")
     expected = {
-        "all data, 4 steps (n=3)": ("all-None-t4*/*/results.csv", "#0072b2", "None"),
-        "all data, 2 steps (n=3)": ("all-None-t2*/*/results.csv", "#e8820e", "None"),
-        "no pre-training (n=3)": ("all-None-t0*/*/results.csv", "#d9b800", "None"),
+        "all data, 4 steps (n=3)": ("all-None-t4*/*/results.csv", "#0072b2", "."),
+        "all data, 2 steps (n=3)": ("all-None-t2*/*/results.csv", "#e8820e", "."),
+        "no pre-training (n=3)": ("all-None-t0*/*/results.csv", "#d9b800", "."),
         "random 64, 2 steps (n=3)": ("random*/*/results.csv", "#009e73", "o"),
         "easy 64, 2 steps (n=3)": ("easy*/*/results.csv", "#b2182b", "^"),
         "hard 64, 2 steps (n=3)": ("hard*/*/results.csv", "#f07fc0", "x"),
@@ -134,33 +135,29 @@ def test_numbers_drawn_equal_the_numbers_in_the_files(root, tmp_path, pages):
         np.testing.assert_allclose(lines[label].get_ydata(), accuracies(root, pattern).mean(0))
         np.testing.assert_allclose(lines[label].get_xdata(), 100 * 0.8 ** np.arange(7))
         assert [lines[label].get_color(), lines[label].get_marker()] == look
-    values = accuracies(root, "all-None-t4*/*/results.csv")
     np.testing.assert_allclose(lines["dense"].get_ydata(), values[:, 0].mean())
     bands = [c.get_paths()[0].vertices[:, 1] for c in ax.collections if c.get_paths()]
     low, high = values.mean(0) - values.std(0, ddof=1), values.mean(0) + values.std(0, ddof=1)
     assert any(np.isclose(v.min(), low.min()) and np.isclose(v.max(), high.max()) for v in bands)
-    assert ax.get_xscale() == "log"
+    assert (ax.get_xscale(), "64 examples" in ax.get_title()) == ("log", True)
     assert ax.get_xlim()[0] > ax.get_xlim()[1]  # from dense to sparse
-    assert any("band" in text.get_text() for text in ax.get_legend().get_texts())
-    assert "64 examples" in ax.get_title()
     means = np.concatenate([line.get_ydata() for line in lines.values()])
-    span = means.max() - means.min()  # what is seen follows the means, not the widest band
-    np.testing.assert_allclose(ax.get_ylim(), (means.min() - 0.05 * span, means.max() + 0.05 * span))
+    room = 0.05 * np.ptp(means)  # what is seen follows the means, not the widest band
+    np.testing.assert_allclose(ax.get_ylim(), (means.min() - room, means.max() + room))
 
 
 def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
     out = tmp_path / "figures"
     assert draw(root, "--out", out) == 0
-    printed = capsys.readouterr().out
+    printed, summary = capsys.readouterr().out, read_csv(out / "summary.csv")
     assert (out / "cifar10.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "cifar10.pdf").read_bytes()[:4] == b"%PDF"
-    summary = read_csv(out / "summary.csv")
-    assert len(summary) == 6 * 7
+    assert (out / "summary.md").read_text().strip() in printed
     easy, top = accuracies(root, "easy*/*/results.csv"), accuracies(root, "all-None-t4*/*/results.csv")
     row = next(r for r in summary if (r["scheme"], r["level"]) == ("easy", "3"))
-    assert (row["source"], row["curve"], row["replicates"]) == ("runs", "easy 64, 2 steps", "3")
-    numbers = [float(row[key]) for key in ("mean", "std", "weights_remaining")]
-    np.testing.assert_allclose(numbers, [easy[:, 3].mean() / 100, easy[:, 3].std(ddof=1) / 100, 0.8**3])
+    assert (len(summary), row["source"], row["curve"]) == (6 * 7, "runs", "easy 64, 2 steps")
+    numbers = [float(row[key]) for key in ("replicates", "mean", "std", "weights_remaining")]
+    np.testing.assert_allclose(numbers, [3, easy[:, 3].mean() / 100, easy[:, 3].std(ddof=1) / 100, 0.8**3])
     for values in (easy[:, 3], easy[:, 6], easy[:, 1:].mean(1)):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in printed
     assert len(read_csv(out / "verdicts.csv")) == 15 * (1 + 1 + 6)  # pairs; all levels, sparsest third, each
@@ -173,10 +170,6 @@ def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
         np.testing.assert_allclose(numbers, [each.mean(), *interval], rtol=1e-6)
     ((_, *cells),) = table_rows(printed, "", "100.0%")  # every third level, and the deepest
     assert cells == ["100.0%", "51.2%", "26.2%", "mean from level 1"]
-    text = (out / "summary.md").read_text()
-    for values in (easy, top):
-        for level in range(7):
-            assert f"{values[:, level].mean():.2f} ± {values[:, level].std(ddof=1):.2f}" in text
 
 
 @pytest.mark.parametrize("preset", ["cifar10", "cifar100", "cinic10"])
@@ -212,6 +205,28 @@ def test_figures_choose_their_curves(paper):
     assert sizes("3", "cifar100") == sizes("6", "cifar10") == sizes("5", "cinic10") == []
 
 
+def test_figures_2_and_3_of_the_small_presets_have_balanced_easy_subsets_beside_easy(tmp_path, pages, capsys):
+    for preset, size, t in (("cifar10-small", 3200, 400), ("digits", 256, 20)):
+        usual = {key: value for key, value in common.PRESETS[preset].items() if key in common.HYPERPARAMETERS}
+        usual |= {"preset": preset, "dataset": common.PRESETS[preset]["dataset"], "prune_fraction": 0.488}
+        rate, root = usual.pop("pretrain_lr"), tmp_path / preset
+        for noise, seed in itertools.product((0.0, 0.5), range(3)):
+            for step in (t // 2, t):
+                fake_run(root, "all", None, step, seed, [0.9, 0.7 + seed / 1000], noise, rate, **usual)
+            for where, balanced in (("a", False), ("b", True)):
+                fake_run(root / where, "easy", size, t // 2, seed, [0.9, 0.8 + seed / 1000], noise, rate,
+                         class_balanced=balanced, score="el2n", **usual)  # fmt: skip
+        pages.clear()
+        assert draw(root, "--figure", "2", "3", "--out", tmp_path) == 0
+        for page in pages:
+            lines, easy = lines_of(page.axes[0]), f"easy {size}, {t // 2} steps"
+            assert lines[f"{easy} (n=3)"].get_color() != lines[f"{easy}, balanced (n=3)"].get_color()
+        clean, noisy = capsys.readouterr().out.split("50% random labels: accuracy")
+        for printed, says in ((clean, "no worse: supported"), (noisy, "better: supported")):
+            rows = table_rows(printed, easy, f"all data, {t} steps")
+            assert [row[9] for row in rows] == [says, ""]  # the paper says nothing about balanced ones
+
+
 def test_ours_before_the_published_curves(tmp_path, pages, capsys):
     made = np.random.default_rng(3)
     for seed in range(2):
@@ -222,15 +237,13 @@ def test_ours_before_the_published_curves(tmp_path, pages, capsys):
                c["scheme"], c["subset_size"]) == ("cifar10", 0.0, "easy", 3200))  # fmt: skip
     by_level, by_size = lines_of(pages[0].axes[1]), lines_of(pages[1].axes[1])
     for lines, wanted in ((by_level, raw["mean"][:17]), (by_size, [raw["mean"][10]])):
-        thin = [name for name in lines if name.startswith("_published")]
+        thin = [name for name in lines if name[0] == "_"]
         assert len(thin) == 2  # of easy 3200 and of all data; the paper has no 77 random
-        assert any("published" in name for name in lines if name[0] != "_")
         (easy,) = (name for name in thin if "easy" in name)
         np.testing.assert_allclose(lines[easy].get_ydata(), 100 * np.array(wanted))
     ours = accuracies(tmp_path / "runs", "easy*/*/results.csv")[:, 1:].mean()
     (row,) = table_rows(capsys.readouterr().out, "easy 3200", "easy 3200, 200 steps (published)")
-    difference = row[2]
-    assert float(difference) == pytest.approx(ours - 100 * np.mean(raw["mean"][1:17]), abs=0.005)
+    assert float(row[2]) == pytest.approx(ours - 100 * np.mean(raw["mean"][1:17]), abs=0.005)
     assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"runs", "paper"}
 
 
@@ -238,7 +251,6 @@ def test_figure_4_is_accuracy_against_subset_size(tmp_path, pages):
     made = np.random.default_rng(3)
     for seed in range(2):
         fake_run(tmp_path, "all", None, 4, seed, made.uniform(0.7, 0.9, 11))
-        fake_run(tmp_path, "all", None, 0, seed, made.uniform(0.1, 0.2, 11))
         for size in (512, 64, 128):
             fake_run(tmp_path, "easy", size, 2, seed, made.uniform(0.7, 0.9, 11))
         fake_run(tmp_path / "b", "easy", 128, 2, seed, made.uniform(0.7, 0.9, 11), class_balanced=True)
@@ -253,9 +265,6 @@ def test_figure_4_is_accuracy_against_subset_size(tmp_path, pages):
     top = accuracies(tmp_path, "all-None-t4*/*/results.csv")[:, 8].mean()
     np.testing.assert_allclose(lines["all data, 4 steps (n=2)"].get_ydata(), top)
     assert (*lines["easy, 2 steps, balanced (n=2)"].get_xdata(),) == (128,)  # a line of its own, not a zigzag
-    assert first.get_ylim()[0] > 50  # what is far below the others is said in the legend
-    low = accuracies(tmp_path, "all-None-t0*/*/results.csv")[:, 8].mean()
-    assert not len(lines[f"no pre-training (n=2): {low:.1f}%"].get_xdata())
 
 
 # ------------------------------------------------------------ what belongs together
@@ -267,15 +276,12 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
         fake_run(tmp_path, "easy", 32, 2, 0, [0.9, 0.8], noise, rate)
     fake_run(tmp_path, "all", None, 0, 0, [0.9, 0.8])
     fake_run(tmp_path, "easy", 32, 0, 1, [0.7, 0.6], 0.5)
-    ((_, curves),) = plot.read_runs(tmp_path).items()
-    panels = plot.make_panels(curves, "cifar10")
+    panels = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     assert [(p.noise, p.rate) for p in panels] == [(0.0, 0.1), (0.0, 0.4), (0.5, 0.4)]
     for p in panels:
-        assert [p.role(c) for c in p.curves] == ["t*", "init", "easy"]
+        assert [(p.role(c), len(c.accuracy)) for c in p.curves] == [("t*", 1), ("init", 2), ("easy", 1)]
         assert {c.noise for c in p.curves if c.scheme != "init"} == {p.noise}
-        assert len(next(c for c in p.curves if c.scheme == "init").accuracy) == 2
-        assert f"rate {p.rate}" in p.title
-    assert "50% random labels" in panels[2].title
+        assert (f"rate {p.rate}" in p.title, "50% random labels" in p.title) == (True, p.noise == 0.5)
 
 
 def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(tmp_path):
@@ -393,6 +399,7 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, s
         if seed < 4:
             levels = [0.9, 0.8, 0.7][: (level or 0) if seed == 3 else 1 if seed == 2 else 3]
             folder = fake_run(tmp_path / "runs", "easy", 32, 2, seed, levels or [0.9])
+    fake_run(tmp_path / "runs", "hard", 32, 2, 0, [0.9])  # a setting whose other levels are still to come
     about = json.loads(safetensors.safe_open(folder / "level00.safetensors", "np").metadata()["json"])
     recipe, own = about.pop("recipe"), {key: value for key, value in about.items() if key != "row"}
     told = {"recipe": recipe, "settings": own if level else {}, "level": level, "step": step}
@@ -400,9 +407,10 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, s
     if level is None:
         for path in (folder / "results.csv", folder / "level00.safetensors"):
             path.unlink()
-    assert draw(tmp_path / "runs", "--out", tmp_path) == 0
+    assert draw(tmp_path / "runs", "--figure", "5", "4", "difference", "--out", tmp_path) == 0
     printed = capsys.readouterr().out
     assert f"{folder} diverged" in printed
+    assert table_rows(printed, "hard 32", "90.00") == [["hard 32, 2 steps", "90.00", "", "", ""]]
     (row,) = table_rows(printed, "easy 32", "all data, 4 steps")
     assert (row[4], row[5]) == ("2 paired", "1-2") or row[4] == "2 and 5"
     for words in (where, "seed 3"), ("seed 2", "unfinished"):
@@ -428,21 +436,17 @@ def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_d
 # ------------------------------------------------------------ verdicts
 
 
-def interval(d):
-    return d.low, d.high
-
-
 def test_intervals_equal_scipys():
     made = np.random.default_rng(0)
     a, b = made.normal(90, 1, (4, 6)), made.normal(89, 2, (4, 6))
     ours = plot.compare(curve(a), curve(b))
     theirs = scipy.stats.ttest_rel(a[:, 1:].mean(1), b[:, 1:].mean(1)).confidence_interval()
-    np.testing.assert_allclose(interval(ours), theirs)
+    np.testing.assert_allclose((ours.low, ours.high), theirs)
     assert (ours.first, ours.last, ours.replicates) == (1, 5, "4 paired")
     ours = plot.compare(curve(a), curve(b[:3], seeds=[7, 8, 9]), 2, 4)
     samples = a[:, 2:5].mean(1), b[:3, 2:5].mean(1)
     theirs = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval()
-    np.testing.assert_allclose(interval(ours), theirs)
+    np.testing.assert_allclose((ours.low, ours.high), theirs)
     assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
 
 
@@ -451,9 +455,7 @@ def test_intervals_equal_scipys():
     ([0, 1, 9], "4 and 3"), ([0, 1], "2 paired"), ([0, 9], "4 and 2"), ([0], "1 paired"), ([9], "4 and 1"),
 ])  # fmt: skip
 def test_pairs_need_three_seeds_or_all_of_an_arm(seeds, replicates):
-    made = np.random.default_rng(1)
-    a, b = made.normal(90, 1, (4, 6)), made.normal(90, 1, (len(seeds), 6))
-    found = plot.compare(curve(a), curve(b, seeds=seeds))
+    found = plot.compare(curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds))
     assert found.replicates == replicates
     assert np.isnan(found.low) == (replicates in ("1 paired", "4 and 1"))
 
@@ -494,7 +496,7 @@ def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dom
     panel = plot.Panel(0.0, 0.4, 2, 4, [b, a], "", None)
     (d,) = plot.compare_pairs(panel, 1, None)
     assert plot.full_verdict(d, 0.5) == (text.replace("|", ", but ", 1).replace("|", " and "), dominates)
-    table = plot.verdict_table("x", panel, [d], 0.5, short=True)
+    table = plot.verdict_table("x", panel, [d], 0.5)
     assert (": matching" in table, ": not matching" in table) == (dominates is True, dominates is False)
     assert plot.margin_needed(d) == pytest.approx(max(0, -d.low, -plot.compare(a, b, 11, 15).low))
 
@@ -551,7 +553,7 @@ def test_numbers_of_the_paper(paper):
     pairs = [(d.a.name, d.b.name) for d in compared]
     assert ("random 25600, 200 steps", "all data, 400 steps") in pairs
     assert ("random 25600, 200 steps", "all data, 200 steps") not in pairs
-    rows = table_rows(plot.verdict_table("x", panel, compared, 0.5, short=True), "")
+    rows = table_rows(plot.verdict_table("x", panel, compared, 0.5), "")
     chosen = [row[0].split(" (")[0] for row in rows if "best of 8 sizes on these results" in row[0]]
     assert chosen == ["random 3200, 200 steps", "easy 12800, 200 steps", "hard 25600, 200 steps"]
 
@@ -566,25 +568,23 @@ def test_a_published_interval_by_hand(paper):
     df = sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 3)
     half = scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(squares))
     ours = plot.compare(find(paper["cinic10"], "hard", 12800, 400), find(paper["cinic10"], "all", step=800))
-    np.testing.assert_allclose((ours.difference, *interval(ours)),
+    np.testing.assert_allclose((ours.difference, ours.low, ours.high),
                                (difference, difference - half, difference + half))  # fmt: skip
 
 
 def test_statements_of_the_paper_are_judged(tmp_path, capsys):
     draw("--paper", PAPER, "--preset", "cifar10", "--figure", "2", "3", "--out", tmp_path)
-    printed = capsys.readouterr().out
-    top, half = "all data, 400 steps", "all data, 200 steps"
+    clean, _, noisy = capsys.readouterr().out.split("random labels: accuracy")
+    top, half, size = "all data, 400 steps", "all data, 200 steps", "3200, 200 steps"
     for a, b, found, said in (
         (half, top, "worse: not matching", "worse: supported"),
-        ("random 3200, 200 steps", half, "no worse", "no worse: supported"),
-        ("easy 3200, 200 steps", top, "undecided", "no worse: undecided"),
-        ("hard 3200, 200 steps", "random 3200, 200 steps", "worse", "worse: supported"),
+        (f"random {size}", half, "no worse", "no worse: supported"),
+        (f"easy {size}", top, "undecided", "no worse: undecided"),
+        (f"hard {size}", f"random {size}", "worse", "worse: supported"),
     ):
-        row = table_rows(printed, a, b)[0]  # without label noise comes first
-        assert row[6].startswith(found)
-        assert row[9] == said
-    noisy = printed[printed.index("50% random labels") :]
-    assert "better: supported" in noisy  # easy against all data at 50% random labels
+        (row,) = table_rows(clean, a, b)
+        assert (row[6], row[9]) == (found, said)
+    assert table_rows(noisy, "easy 2048", top)[0][9] == "better: supported"
 
 
 @pytest.mark.parametrize(("low", "high", "noise", "roles", "said"), [
@@ -634,13 +634,6 @@ def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, pages, capfd):
     assert "level01" in capfd.readouterr().err
 
 
-def test_a_level_file_must_agree_with_results(tmp_path, capsys):
-    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7]) / "results.csv"
-    path.write_text(path.read_text().replace(",0.9\n", ",0.8\n"))
-    assert draw(tmp_path, "--out", tmp_path) == 2
-    assert str(path) in capsys.readouterr().err
-
-
 @pytest.fixture
 def scored(tmp_path, digits):
     """Random scores of the digits under 20% label noise, with their sidecar; and the labels."""
@@ -654,73 +647,66 @@ def scored(tmp_path, digits):
 def test_examples_are_the_lowest_and_highest_of_each_class(tmp_path, scored, digits, pages):
     path, scores, labels = scored
     assert draw("--figure", "examples", "--scores", path, "--out", tmp_path / "figures") == 0
-    axes = np.array(pages[0].axes).reshape(10, 13)
     images, clean = digits.train_images().numpy(), digits.labels.numpy()
-    for c in range(10):
+    for c, axes in enumerate(np.array(pages[0].axes).reshape(10, 12)):
         mine = np.flatnonzero(labels == c)
         order = mine[np.argsort(scores[mine])]
-        for ax, i in [*zip(axes[c, :6], order[:6]), *zip(axes[c, 7:], order[-6:])]:
+        for ax, i in zip(axes, [*order[:6], *order[-6:]]):
             np.testing.assert_array_equal(ax.get_images()[0].get_array(), images[i, ..., 0])
-            assert ax.get_title().split("\n")[0] == f"#{i}: {scores[i]:.3f}"
-            assert ax.get_title().split("\n")[1:] == [f"is {clean[i]}"] * int(clean[i] != c)
+            true = [f"is {clean[i]}"] if clean[i] != c else []
+            assert ax.get_title().split("\n") == [f"#{i}: {scores[i]:.3f}", *true]
 
 
 def test_scores_of_clean_and_wrong_labels_are_drawn_apart(tmp_path, scored, digits, pages):
     path, scores, labels = scored
     assert draw("--figure", "scores", "--scores", path, "--out", tmp_path / "figures") == 0
     left, right = pages[0].axes
-    wrong = labels != digits.labels.numpy()
-    bins = np.linspace(0, scores.max(), 61)
+    wrong, bins = labels != digits.labels.numpy(), np.linspace(0, scores.max(), 61)
     heights = np.array([patch.get_height() for patch in left.patches]).reshape(2, 60)
     for drawn, which in zip(heights, (~wrong, wrong)):
         np.testing.assert_array_equal(drawn, np.histogram(scores[which], bins)[0])
-    assert [t.get_text() for t in right.get_yticklabels()] == [str(c) for c in range(10)]
     medians = [line.get_xdata()[0] for line in right.get_lines() if np.ptp(line.get_xdata()) == 0]
-    for c in range(10):
+    for c, text in enumerate(right.get_yticklabels()):
+        assert text.get_text() == str(c)
         assert np.isclose(np.median(scores[labels == c]), medians).any()
 
 
 def test_names_with_dollars_and_scores_below_zero(tmp_path):
     from PIL import Image
 
-    made = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name in ("$x_{$", "plain"):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
-            for n in range(3):
-                image = Image.fromarray(made.integers(0, 256, (32, 32, 3), np.uint8))
-                image.save(tmp_path / "data" / part / name / f"{n}.png")
+    for part, name, n in itertools.product(("train", "test"), ("$x_{$", "plain"), range(3)):
+        file = tmp_path / "data" / part / name / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
     np.save(tmp_path / "mine.npy", np.float32([-3, -2, -1, -1, -2, -0.5]))
     argv = ["--preset=cifar10", "--dataset=folder", f"--data-dir={tmp_path / 'data'}", f"--out={tmp_path}"]
     assert draw("--figure", "scores", "examples", "--scores", tmp_path / "mine.npy", *argv) == 0
-    assert {p.name for p in tmp_path.glob("*.p*")} == {f"{what}.{kind}" for what in ("examples", "scores")
-                                                        for kind in ("png", "pdf")}  # fmt: skip
+    assert (tmp_path / "examples.png").exists()
 
 
 # ------------------------------------------------------------ wrong input
 
 
-@pytest.mark.parametrize("rows", ["0,1,many", "0,1", "1,1,0.5", "0,1,1.5", "0,1,nan", "0,0,0.5", "0,2,0.5"])
+@pytest.mark.parametrize("rows", ["0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5", "0,1,0.8\n1,0.8,0.8"])
 def test_bad_results_are_one_line(tmp_path, rows, capsys):
-    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8, 0.7]) / "results.csv"
+    """The last one is not what the level files beside it say."""
+    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8]) / "results.csv"
     path.write_text(f"level,weights_remaining,test_accuracy\n{rows}\n")
     assert draw(tmp_path, "--out", tmp_path) == 2
     error = capsys.readouterr().err
-    assert str(path) in error
-    assert error.count("\n") == 1
+    assert (str(path) in error, error.count("\n")) == (True, 1)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}',
                                   '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}'])  # fmt: skip
 def test_bad_files_are_one_line(tmp_path, text, capsys):
     (tmp_path / "paper.json").write_text(text)
-    assert draw("--paper", tmp_path / "paper.json", "--out", tmp_path) == 2
     folder = fake_run(tmp_path / "runs", "all", None, 4, 0, [0.9, 0.8])
     safetensors.numpy.save_file({}, folder / "level00.safetensors", {"json": text})
-    assert draw(tmp_path / "runs", "--out", tmp_path) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "paper.json" in first
-    assert "level00" in second
+    for argv, names in ((["--paper", tmp_path / "paper.json"], "paper"), ([tmp_path / "runs"], "level00")):
+        assert draw(*argv, "--out", tmp_path) == 2
+        error = capsys.readouterr().err
+        assert (names in error, error.count("\n")) == (True, 1)
 
 
 def test_a_terminal_without_utf8_gets_question_marks(root, tmp_path):
