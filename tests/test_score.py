@@ -101,3 +101,16 @@ def test_several_at_once_equal_one_after_another(ok, tmp_path):
         ok(*SHORT, tmp_path / f"{at_once}.npy", "--at-once", at_once)
     a, b, c = ((tmp_path / f"{n}.npy").read_bytes() for n in (1, 2, 3))
     assert a == b == c
+
+
+def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path):
+    own = common.PRESETS["digits"]["scoring"]
+    for flags in ({}, {"width": 3}):
+        out = tmp_path / f"{len(flags)}.npy"
+        argv = [f"--{name}={value}" for name, value in flags.items()]
+        ok("score", "--networks", 1, "--steps", 1, *argv, "--out", out)
+        said = common.read_sidecar(out)
+        assert {name: said[name] for name in own} == own | flags
+    ok("pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors")  # what is pruned is the preset's
+    recipe = common.load_info(tmp_path / "rewind.safetensors")["recipe"]
+    assert all(recipe[name] == common.PRESETS["digits"][name] for name in own)
