@@ -206,7 +206,8 @@ def test_figures_choose_their_curves(paper):
 
 
 def test_figures_2_and_3_of_the_small_presets_have_balanced_easy_subsets_beside_easy(tmp_path, pages, capsys):
-    for preset, size, t in (("cifar10-small", 3200, 400), ("digits", 256, 20)):
+    for preset, size in (("cifar10-small", 3200), ("digits", 256)):
+        t = common.PRESETS[preset]["t_star"]
         usual = {key: value for key, value in common.PRESETS[preset].items() if key in common.HYPERPARAMETERS}
         usual |= {"preset": preset, "dataset": common.PRESETS[preset]["dataset"], "prune_fraction": 0.488}
         rate, root = usual.pop("pretrain_lr"), tmp_path / preset
