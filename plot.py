@@ -333,6 +333,17 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
     return panels
 
 
+def as_one(panels: list[Panel]) -> Panel:
+    """All curves in one panel; their names say what else its title would."""
+    curves = [*dict.fromkeys(c for p in panels for c in p.curves)]
+    several = len({c.rate for c in curves if c.step}) > 1
+    for k, c in enumerate(curves):
+        noise = f", {c.noise:.0%} random labels" if c.noise else ""
+        rate = f", rate {c.rate:g}" if several and c.step else ""
+        curves[k] = replace(c, variant=c.variant + noise + rate)
+    return replace(panels[0], curves=curves)
+
+
 def make_controls(curves: list[Curve]) -> list[Panel]:
     """For every curve under whose masks others were trained: it and those."""
     panels = []
@@ -694,12 +705,8 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             c.twin = None if c.departs else theirs.get(c.key)
         panels, shown = make_panels(curves, preset), []
         for figure in args.figure:
-            if figure in OF_PAIRS:  # of all curves at once, so names say what else is in a panel's title
-                several = len({c.rate for p in panels for c in p.curves if c.step}) > 1
-                every = [replace(c, variant=c.variant + (f", {c.noise:.0%} random labels" if c.noise else "")
-                                 + (f", rate {c.rate:g}" if several and c.step else ""))
-                         for c in dict.fromkeys(c for p in panels for c in p.curves)]  # fmt: skip
-                paths += OF_PAIRS[figure](name, replace(panels[0], curves=every), args)
+            if figure in OF_PAIRS:
+                paths += OF_PAIRS[figure](name, as_one(panels), args)
                 continue
             controls = figure == "controls"
             chosen = make_controls(curves) if controls else choose(figure, panels, preset, args.size)

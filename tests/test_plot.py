@@ -346,6 +346,15 @@ def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(tmp_path, capsy
     assert "pretrain_lr 0.05 (preset: 0.4)" in capsys.readouterr().out
 
 
+def test_pictures_of_all_curves_say_label_noise_and_rate_in_their_names():
+    curves = [curve([[9, 8]], noise=noise) for noise in (0.0, 0.5)]
+    for rates, ending in ((1, ""), (2, ", rate 0.4")):
+        names = [c.name for c in plot.as_one(plot.make_panels(curves, "cifar10")).curves]
+        assert [name for name in names if "rate 0.1" not in name] == [
+            f"easy 64, 2 steps{noise}{ending}" for noise in ("", ", 50% random labels")], rates  # fmt: skip
+        curves.append(plot.Curve(curves[0].settings | {"pretrain_lr": 0.1}, curves[0].remaining, {0: [9, 8]}))
+
+
 def test_matching_refers_to_all_data_trained_alike(tmp_path, capsys):
     for seed in range(3):
         fake_run(tmp_path, "all", None, 4, seed, [0.9, 0.8])
