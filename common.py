@@ -754,26 +754,19 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
             raise ValueError(f"shape {list(array.shape)}, expected {list(shape)}")
         if not np.isfinite(array).all():
             raise ValueError("has values that are not finite")
-    info = read_sidecar(path)
-    if not info:
-        print(f"note: {path} has no .json beside it, its labels are taken as clean", file=sys.stderr)
-    elif info.get("sha256", sha256(content)) != sha256(content):
-        raise InputError(f"{path}: does not match the sha256 in the .json beside it")
-    if info.get("fingerprint", fingerprint) != fingerprint:
-        raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
-    return array, info
-
-
-def read_sidecar(path: Path) -> dict:
-    """What the .json beside an .npy says; {} where there is none: an array of the user's own."""
     sidecar = path.resolve().with_suffix(".json")
-    if not sidecar.exists():
-        return {}
+    if not sidecar.exists():  # an array of the user's own
+        print(f"note: {path} has no .json beside it, its labels are taken as clean", file=sys.stderr)
+        return array, {}
     with reading(sidecar):
         info = dict(json.loads(sidecar.read_text()))
         LABEL_NOISE(str(info.get("label_noise", 0)))
         SEED(str(info.get("noise_seed", 0)))
-    return info
+    if info.get("sha256", sha256(content)) != sha256(content):
+        raise InputError(f"{path}: does not match the sha256 in the .json beside it")
+    if info.get("fingerprint", fingerprint) != fingerprint:
+        raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
+    return array, info
 
 
 RECORDED = ("recipe", "row", "made_by", "sha256")  # what files say beside the settings that decide the result

@@ -6,8 +6,6 @@ writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every 
 
 python plot.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
 python plot.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
-python plot.py runs/cifar10/easy-3200-t200/seed0 --figure run --out figures/run
-python plot.py --figure examples scores --scores runs/cifar10/el2n.npy --out figures/el2n
 python plot.py runs/cifar10 --figure difference controls masks barrier --out figures/masks
 """
 
@@ -356,7 +354,7 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
     return panels
 
 
-def choose(figure: str | None, panels: list[Panel], preset: str, size: int | None) -> list[Panel]:
+def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
     """The panels of a figure of the paper, None: all. Figures 2 and 3 show the paper's size, else all."""
     if figure in (None, "difference"):
         return panels
@@ -367,10 +365,7 @@ def choose(figure: str | None, panels: list[Panel], preset: str, size: int | Non
         longest = max((p.step for p in panels), default=0)
         panels = [p for p in panels if p.claimed] or [p for p in panels if p.step == longest]
     if figure in "23":
-        wanted = size or (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
-        if size and any(size not in p.sizes for p in panels):
-            sizes = sorted({size for p in panels for size in p.sizes})
-            raise InputError(f"--size {size}: the subsets have {', '.join(map(str, sizes))} examples")
+        wanted = (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
         panels = [p.only(wanted) if wanted in p.sizes else p for p in panels]
     return panels
 
@@ -480,15 +475,6 @@ def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison
 # ------------------------------------------------------------ drawing
 
 
-def new_page(rows: int, columns: int, width: float, height: float) -> tuple:
-    """(page, axes [rows, columns]); sizes in inches. Without pyplot, which would look for a screen."""
-    import matplotlib.figure  # takes a second
-
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a path or a class name is a $
-    page = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-    return page, page.subplots(rows, columns, squeeze=False)
-
-
 def save(page, path: Path) -> list[Path]:
     """Write a picture as path.png and path.pdf."""
     paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
@@ -512,10 +498,14 @@ class Picture:
 
 def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False) -> list:
     """Pictures side by side; one vertical range unless apart: that of the lines, a wide band is cut."""
+    import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
+
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    lines = max(len(p.lines) for p in pictures)
-    page, axes = new_page(rows, columns, 4.6 * columns, (4 + 0.17 * lines) * rows)
+    size = 4.6 * columns, (4 + 0.17 * max(len(p.lines) for p in pictures)) * rows  # inches
+    page = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = page.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[len(pictures) :]:
         ax.remove()
     for ax, p in zip(axes.flat, pictures):
@@ -709,7 +699,7 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
                 paths += OF_PAIRS[figure](name, as_one(panels), args)
                 continue
             controls = figure == "controls"
-            chosen = make_controls(curves) if controls else choose(figure, panels, preset, args.size)
+            chosen = make_controls(curves) if controls else choose(figure, panels, preset)
             if chosen:
                 ending = f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
                 paths += draw_figure(figure, chosen, args.margin, args.out / (name + ending))
@@ -890,89 +880,6 @@ def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: in
 OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
 
 
-# ------------------------------------------------------------ figures of one run, and of scores
-
-
-def draw_run(args: argparse.Namespace) -> list[Path]:
-    """Test accuracy by level, and which layers global pruning empties."""
-    run = read_run(args.runs)
-    if not len(run.remaining):
-        raise InputError(f"{args.runs} has not finished a level yet")
-    masks = [common.part(common.load_tensors(args.runs / f"level{level:02d}.safetensors")[0], "mask")
-             for level in range(len(run.remaining))]  # fmt: skip
-    names = common.ResNet(run.settings["depth"], run.settings["width"], 3, run.settings["classes"]).prunable()
-    share = 100 * np.array([[mask[name].double().mean() for mask in masks] for name in names])
-    share = np.ma.masked_equal(share, 0)  # [layers, levels]
-    page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.2 * len(share) + 1.5))
-    left.plot(run.mean, "o-", markersize=4)
-    left.set(xlabel="level", ylabel=ACCURACY, title="/".join(args.runs.parts[-2:]))
-    left.grid(alpha=0.25)
-    right.set_facecolor("black")
-    image = right.imshow(share, aspect="auto", norm="log", interpolation="nearest")
-    right.set_yticks(range(len(share)), names, fontsize=7)
-    right.set(xlabel="level", title="weights left in each layer (%), black: none")
-    right.set_xticks(range(0, len(masks), 2 if len(masks) > 8 else 1))
-    ticks = np.geomspace(share.min(), 100, 6) if share.min() < 100 else [100]
-    page.colorbar(image, ax=right, ticks=ticks, format="%.3g").ax.minorticks_off()
-    return save(page, args.out / "run")
-
-
-def load_scores(args: argparse.Namespace) -> tuple:
-    """(Data, scores [N], the labels that were scored [N], their wrongness [N]) of --scores."""
-    sidecar = common.read_sidecar(args.scores)
-    args.preset = args.preset or sidecar.get("preset")
-    args.dataset = args.dataset or sidecar.get("dataset")
-    args.label_noise = args.noise_seed = None
-    with common.reading(args.scores.with_suffix(".json")):
-        known = common.resolve_preset(args)
-    data = common.load_data(known["dataset"], known["preset"], args.data_dir, torch.device("cpu"))
-    scores, _ = common.load_array(args.scores, np.float32, (len(data.labels),), data.fingerprint)
-    clean = data.labels.numpy()
-    labels = common.noisy_labels(clean, len(data.classes), **common.resolve_noise(args, sidecar))
-    return data, scores, labels, labels != clean
-
-
-def draw_examples(args: argparse.Namespace) -> list[Path]:
-    """Of every class (as labelled when scored) the six lowest and highest scores; wrong labels in red."""
-    data, scores, labels, wrong = load_scores(args)
-    images = data.train_images().numpy()
-    page, axes = new_page(len(data.classes), 12, 15, 1.4 * len(data.classes))
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for c, line in enumerate(axes):
-        mine = np.flatnonzero(labels == c)
-        order = mine[np.argsort(scores[mine], kind="stable")]
-        for ax, i in [*zip(line[:6], order), *zip(line[6:], order[6:][-6:])]:
-            ax.imshow(images[i].squeeze(), cmap="gray_r")  # a map of colours, where an image has none
-            true = f"\nis {data.classes[data.labels[i]]}" if wrong[i] else ""
-            ax.set_title(f"#{i}: {scores[i]:.3f}{true}", fontsize=7, color="red" if wrong[i] else "black")
-        line[0].text(-0.1, 0.5, data.classes[c], ha="right", va="center", transform=line[0].transAxes)
-    page.suptitle("of every class the lowest scores, left, and the highest, right")
-    return save(page, args.out / "examples")
-
-
-def draw_scores(args: argparse.Namespace) -> list[Path]:
-    """The distribution of scores, of clean and wrong labels apart, and the quartiles of each class."""
-    data, scores, labels, wrong = load_scores(args)
-    page, ((left, right),) = new_page(1, 2, 13, max(4.5, 0.22 * len(data.classes) + 1.5))
-    bins = np.linspace(min(scores.min(), 0), max(scores.max(), 1e-6), 61)
-    kinds = ((~wrong, "labels as in the data set"), (wrong, "labels redrawn to another class"))
-    for which, what in kinds[: 1 + wrong.any()]:
-        label = f"{what}: {which.sum()}, median {np.median(scores[which]):.3f}"
-        left.hist(scores[which], bins, alpha=0.6, label=label)
-    left.set(xlabel="score", ylabel="training examples", yscale="log")
-    left.yaxis.set_major_formatter("{x:g}")
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    by_class = [scores[labels == c] for c in range(len(data.classes))]
-    right.boxplot(by_class, orientation="horizontal", whis=(5, 95), tick_labels=data.classes)
-    right.invert_yaxis()
-    right.set(xlabel="score: quartiles, 5% and 95%", title="by class, as labelled when scored")
-    return save(page, args.out / "scores")
-
-
-INSIDE = {"run": draw_run, "examples": draw_examples, "scores": draw_scores}  # they read tensors and images
-
-
 # ------------------------------------------------------------ command line
 
 
@@ -980,33 +887,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
-    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", *OF_PAIRS, *INSIDE], metavar="F",
-        help="2 to 7 of the paper; difference, controls, masks, barrier; run, examples, scores "
-             "(default: every panel there is)")  # fmt: skip
+    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", *OF_PAIRS], metavar="F",
+        help="2 to 7 of the paper; difference, controls, masks, barrier (default: every panel there is)")
     add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
-    add("--preset", choices=common.PRESETS, help="only this; for examples and scores like --dataset")
-    add("--size", type=int, help="of the subsets in figures 2 and 3 (the paper's, else all)")
+    add("--preset", choices=common.PRESETS, help="only the experiments of this one")
     add("--margin", type=common.within("[0, 100]"), default=0.5, help="'no worse' may lose, points (0.5)")
     add("--levels", type=int, nargs=2, metavar=("FIRST", "LAST"), help="of the verdicts (1 to the deepest)")
-    add("--scores", type=Path, metavar="NPY", help="scores of score_el2n.py, for examples and scores")
-    add("--dataset", choices=common.READERS, help="for examples and scores, what the sidecar does not say")
-    add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (data)")
+    add("--data-dir", type=Path, default=Path("data"), help="for barrier: folder of the images (data)")
     add("--device", default="auto", help="for barrier: auto, cpu, cuda or cuda:i (default: a GPU if any)")
     add("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
     args = parser.parse_args(argv)
     args.figure = list(dict.fromkeys(args.figure or [None]))
-    asked = set(args.figure)
-    for wrong, what in (
-        (args.levels and not 0 <= args.levels[0] <= args.levels[1], "--levels must be FIRST <= LAST, from 0"),
-        (args.size is not None and not asked & {"2", "3"}, "--size belongs to --figure 2 and 3"),
-        (bool(args.scores) != bool(asked & {"examples", "scores"}),
-         "--scores and --figure examples or scores belong together"),
-        (asked & {*INSIDE} and asked - {*INSIDE}, "run, examples, scores do not go with the other figures"),
-        (not args.runs and (asked & {"run", "controls", *OF_PAIRS} or not (args.paper or args.scores)),
-         "a folder with runs is needed, or --paper to draw the published curves alone"),
-    ):  # fmt: skip
-        if wrong:
-            raise InputError(what)
+    if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
+        raise InputError("--levels must be FIRST <= LAST, from 0")
+    if not args.runs and (not args.paper or {*args.figure} & {"controls", *OF_PAIRS}):
+        raise InputError("a folder with runs is needed, or --paper to draw the published curves alone")
     return args
 
 
@@ -1016,9 +911,7 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):
         raise InputError(f"cannot write to {args.out}")
-    inside = [path for figure in args.figure if figure in INSIDE for path in INSIDE[figure](args)]
-    paths = inside or draw_experiments(args)
-    print("", *paths, sep="\n")
+    print("", *draw_experiments(args), sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@
 #   JOBS: tasks at a time (one a GPU, else one a core); with Slurm, their number (one for 8 runs on GPUs, else for each)
 #   LAUNCHER=slurm: submit array jobs and return. WIDTH: tasks at a time. SBATCH_PARTITION, SBATCH_TIMELIMIT and so on
 #     are sbatch's own; SBATCH_GRES=gpu:a100:1 (default: gpu:1 if the partition lists GPUs); SBATCH_FLAGS: more options
-#   DRY_RUN=1: print the commands, and what they cost in training steps; with STEP_MS=1.0 (of one network) in hours
+#   DRY_RUN=1: print the commands, and what they cost in training steps
 set -euo pipefail
 
 # ---------------------------------------------------------------- one task: xargs and Slurm start this script for each
@@ -79,7 +79,6 @@ for name in WIDTH JOBS; do check $name "${!name:-1}" '[1-9][0-9]{0,8}' "a whole 
 check NOISE "${NOISE:-10}" ' *[1-9][0-9]?( +[1-9][0-9]?)* *' "whole percents with spaces between"
 check LEVELS "${LEVELS:-0}" '0|[1-9][0-9]{0,8}' "a whole number"
 check T_STAR "$t" '[1-9][0-9]{0,7}[02468]|[2468]' "even and above 0, as subsets are seen for half as many steps"
-check STEP_MS "${STEP_MS:-0}" '[0-9]*\.?[0-9]+' "a number of milliseconds"
 check LAUNCHER "$launcher" 'local|slurm' "local or slurm"
 dry_run=${dry_run#0} here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(type -P "${PYTHON:-python}") || fail "PYTHON: no ${PYTHON:-python} here" # its path: a job may see another PATH
@@ -180,8 +179,7 @@ for x in "${scores[@]}"; do steps=$((steps + $(flag "$x" --networks $networks) *
 for x in "${starts[@]}"; do t=$(flag "$x" --steps 0) steps=$((steps + t + trainings * (total - t))); done
 again=$((${#controls[@]} * $(wc -w <<<"$seeds"))) steps=$((steps + again * trainings * total)) # at most
 echo "# ${#scores[@]} x EL2N, $((${#starts[@]} + again)) runs of $trainings trainings in" \
-  "$((${#tasks[@]} + ${#controls[@]})) tasks: $steps training steps" \
-  "${STEP_MS:+= $(awk "BEGIN { printf \"%.2f\", $steps * $STEP_MS / 3.6e6 }") hours at $STEP_MS ms}"
+  "$((${#tasks[@]} + ${#controls[@]})) tasks: $steps training steps"
 
 # ---------------------------------------------------------------- waves: each waits for the one before
 logs=$runs/logs/$(date +%Y%m%d-%H%M%S)-$$ jobs=() before="" after="" # a folder of this call alone

@@ -1,5 +1,6 @@
 """Masks on trial: training under the masks of another run, and the figures about it."""
 
+import json
 import shutil
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
     scores = tmp_path / "alone/barrier-digits-all-data-20-steps.npy"
     assert np.array_equal(np.load(scores), np.mean(examples, axis=0).astype(np.float32))
     ok("subset", "--select", "easy", "--size", 99, "--scores", scores, "--out", tmp_path / "connected.npy")
-    assert common.read_sidecar(tmp_path / "connected.npy")["score"] == "barrier"
+    assert json.loads((tmp_path / "connected.json").read_text())["score"] == "barrier"
 
 
 def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import scipy.stats
-from conftest import ROOT, TINY
+from conftest import ROOT
 
 import common
 import plot
@@ -191,13 +191,12 @@ def test_every_figure_of_the_paper_from_its_own_curves(preset, tmp_path):
 
 
 def test_figures_choose_their_curves(paper):
-    def sizes(figure, preset, size=None):
-        panels = plot.choose(figure, plot.make_panels(paper[preset], preset), preset, size)
+    def sizes(figure, preset):
+        panels = plot.choose(figure, plot.make_panels(paper[preset], preset), preset)
         return [(p.noise, p.step, p.sizes, p.claimed) for p in panels]
 
     few, small = [512, 1024, 2048, 3200], [12800, 25600, 51200]
     assert sizes("2", "cifar10") == [(0.0, 200, [3200], 3200)]
-    assert sizes("2", "cifar10", 512) == [(0.0, 200, [512], 3200)]
     assert sizes("2", "cinic10") == [(0.0, 400, [51200], 51200)]
     assert sizes("3", "cifar10") == [(0.1, 200, [2048], 2048), (0.5, 200, [2048], 2048)]
     assert sizes("7", "cifar10") == [(noise, 200, few, 2048) for noise in (0.1, 0.5)]
@@ -298,7 +297,7 @@ def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(tmp_path)
     panels = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     assert [(p.step, p.t_star, p.claimed) for p in panels] == [
         (200, 400, 3200), (300, 600, None), (None, 400, 3200)]  # fmt: skip
-    assert [p.step for p in plot.choose("2", panels, "cifar10", None)] == [200]
+    assert [p.step for p in plot.choose("2", panels, "cifar10")] == [200]
 
 
 @pytest.mark.parametrize(("changed", "names"), [
@@ -622,78 +621,6 @@ def test_what_a_comparison_means_for_a_statement(low, high, noise, roles, said):
         assert plot.the_paper_says(replace(panel, claimed=claimed), d, 0.5) == ""
 
 
-# ------------------------------------------------------------ one run, scores
-
-
-def test_figure_of_a_run_counts_each_layers_weights(tmp_path, ok, pages, capfd):
-    folder = tmp_path / "run"
-    ok("pretrain", *TINY, "--steps", 0, "--out", folder / "rewind.safetensors")
-    ok("imp", folder / "rewind.safetensors", "--levels", 2)
-    argv = [folder, "--figure", "run", "--out", tmp_path / "figures"]
-    assert draw(*argv) == 0
-    left, right, _ = pages[0].axes
-    np.testing.assert_allclose(left.get_lines()[0].get_ydata(), accuracies(folder, "results.csv")[0])
-    drawn = right.get_images()[0].get_array()
-    names = [label.get_text() for label in right.get_yticklabels()]
-    assert (names[0], names[-1]) == ("conv.weight", "linear.weight")
-    for level in range(3):
-        tensors = safetensors.numpy.load_file(folder / f"level{level:02d}.safetensors")
-        np.testing.assert_allclose(drawn[:, level], [100 * tensors[f"mask.{name}"].mean() for name in names])
-    (folder / "level01.safetensors").unlink()
-    assert draw(*argv) == 2
-    assert "level01" in capfd.readouterr().err
-
-
-@pytest.fixture
-def scored(tmp_path, digits):
-    """Random scores of the digits under 20% label noise, with their sidecar; and the labels."""
-    scores = np.random.default_rng(5).uniform(0, 1.4, len(digits.labels)).astype(np.float32)
-    info = {"preset": "digits", "dataset": "digits", "fingerprint": digits.fingerprint, "label_noise": 0.2,
-            "noise_seed": 3}  # fmt: skip
-    common.save_array(tmp_path / "scores.npy", scores, info)
-    return tmp_path / "scores.npy", scores, common.noisy_labels(digits.labels.numpy(), 10, 0.2, 3)
-
-
-def test_examples_are_the_lowest_and_highest_of_each_class(tmp_path, scored, digits, pages):
-    path, scores, labels = scored
-    assert draw("--figure", "examples", "--scores", path, "--out", tmp_path / "figures") == 0
-    images, clean = digits.train_images().numpy(), digits.labels.numpy()
-    for c, axes in enumerate(np.array(pages[0].axes).reshape(10, 12)):
-        mine = np.flatnonzero(labels == c)
-        order = mine[np.argsort(scores[mine])]
-        for ax, i in zip(axes, [*order[:6], *order[-6:]]):
-            np.testing.assert_array_equal(ax.get_images()[0].get_array(), images[i, ..., 0])
-            true = [f"is {clean[i]}"] if clean[i] != c else []
-            assert ax.get_title().split("\n") == [f"#{i}: {scores[i]:.3f}", *true]
-
-
-def test_scores_of_clean_and_wrong_labels_are_drawn_apart(tmp_path, scored, digits, pages):
-    path, scores, labels = scored
-    assert draw("--figure", "scores", "--scores", path, "--out", tmp_path / "figures") == 0
-    left, right = pages[0].axes
-    wrong, bins = labels != digits.labels.numpy(), np.linspace(0, scores.max(), 61)
-    heights = np.array([patch.get_height() for patch in left.patches]).reshape(2, 60)
-    for drawn, which in zip(heights, (~wrong, wrong)):
-        np.testing.assert_array_equal(drawn, np.histogram(scores[which], bins)[0])
-    medians = [line.get_xdata()[0] for line in right.get_lines() if np.ptp(line.get_xdata()) == 0]
-    for c, text in enumerate(right.get_yticklabels()):
-        assert text.get_text() == str(c)
-        assert np.isclose(np.median(scores[labels == c]), medians).any()
-
-
-def test_names_with_dollars_and_scores_below_zero(tmp_path):
-    from PIL import Image
-
-    for part, name, n in itertools.product(("train", "test"), ("$x_{$", "plain"), range(3)):
-        file = tmp_path / "data" / part / name / f"{n}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
-    np.save(tmp_path / "mine.npy", np.float32([-3, -2, -1, -1, -2, -0.5]))
-    argv = ["--preset=cifar10", "--dataset=folder", f"--data-dir={tmp_path / 'data'}", f"--out={tmp_path}"]
-    assert draw("--figure", "scores", "examples", "--scores", tmp_path / "mine.npy", *argv) == 0
-    assert (tmp_path / "examples.png").exists()
-
-
 # ------------------------------------------------------------ wrong input
 
 
@@ -728,24 +655,17 @@ def test_a_terminal_without_utf8_gets_question_marks(root, tmp_path):
 
 @pytest.mark.parametrize(("argv", "names"), [
     ([], "folder with runs"),
-    (["--figure", "run"], "folder with runs"),
-    (["--figure", "examples"], "--scores"),
-    ([".", "--figure", "run", "2"], "do not go with"),
+    (["--paper", PAPER, "--figure", "2", "masks"], "folder with runs"),
+    (["--preset", "x"], "--preset"),
     (["--figure", "9"], "--figure"),
     (["--margin", "-1"], "--margin"),
     (["--margin", "nan"], "--margin"),
     (["--paper", PAPER, "--levels", "5", "2"], "--levels"),
     (["--paper", PAPER, "--preset=cifar10", "--figure=2", "--levels", "30", "40"], "no level 30"),
-    (["--paper", PAPER, "--figure", "2", "--size", "77"], "77: the subsets have 256, 512"),
-    (["--paper", PAPER, "--size", "256"], "--size"),
-    (["--paper", PAPER, "--scores", "x.npy"], "--scores"),
-    (["--preset", "x", "--figure", "scores", "--scores", "nowhere.npy"], "--preset"),
     (["--paper", "nowhere.json"], "nowhere.json"),
     (["--paper", PAPER, "--preset", "digits"], "cifar10, cifar100, cinic10"),
     (["--paper", PAPER, "--preset", "cifar100", "--figure", "3"], "cifar10, cifar100, cinic10"),
-    (["--figure", "scores", "--scores", "nowhere.npy"], "nowhere.npy"),
     (["."], "results.csv"),
-    (["nowhere", "--figure", "run"], "nowhere/results.csv"),
     (["nowhere"], "nowhere"),
     (["--paper", PAPER, "--out", "file/figures"], "file"),
 ])  # fmt: skip

@@ -86,9 +86,9 @@ def test_the_cost(tmp_path):
     for name, preset in common.PRESETS.items():
         scoring, trainings = preset["networks"] * preset["el2n_steps"], preset["levels"] + 1
         runs, steps = expected(name, preset["t_star"], scoring, trainings, preset["total_steps"])
-        first, *_ = plan(tmp_path, name, SEEDS="7", STEP_MS=0.5)
+        first, *_ = plan(tmp_path, name, SEEDS="7")
         assert f" {runs} runs of {trainings} trainings in" in first
-        assert f" {steps} training steps = {steps * 0.5e-3 / 3600:.2f} hours" in first
+        assert f" {steps} training steps" in first
     first, *_ = plan(tmp_path, **TINY_RUNS | {"LEVELS": "", "IMP_FLAGS": "--save-every 9 --levels=3"})
     assert f" {expected('digits', 20, 2 * 5, 4, 150)[1]} training steps" in first
 
@@ -96,7 +96,7 @@ def test_the_cost(tmp_path):
 @pytest.mark.parametrize("words", [
     "imagenet", "cifar10 fig9", "digits fig7", "cifar100 fig6", "cinic10 fig5", "cifar10 fig2 more",
     "JOBS=0", "JOBS=-1", "JOBS=x", "LEVELS=many", "LEVELS=-1", "LEVELS=08", "LEVELS=9999999999999", "WIDTH=0",
-    "STEP_MS=fast", "LAUNCHER=pbs", "SEEDS=0,1", "SIZES=1k", "T_STAR=5", "T_STAR=0", "PYTHON=none",
+    "LAUNCHER=pbs", "SEEDS=0,1", "SIZES=1k", "T_STAR=5", "T_STAR=0", "PYTHON=none",
     "LAUNCHER=slurm DRY_RUN=1 RUNS=50%/runs",  # a pattern to Slurm
 ])  # fmt: skip
 def test_bad_arguments_and_settings_are_one_line(tmp_path, words):

@@ -109,7 +109,7 @@ def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path)
         out = tmp_path / f"{len(flags)}.npy"
         argv = [f"--{name}={value}" for name, value in flags.items()]
         ok("score", "--networks", 1, "--steps", 1, *argv, "--out", out)
-        said = common.read_sidecar(out)
+        said = json.loads(out.with_suffix(".json").read_text())
         assert {name: said[name] for name in own} == own | flags
     ok("pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors")  # what is pruned is the preset's
     recipe = common.load_info(tmp_path / "rewind.safetensors")["recipe"]
