@@ -461,11 +461,6 @@ def even_groups(items: list, at_once: int | None, device: torch.device) -> list[
     return [items[i::groups] for i in range(groups)]
 
 
-def learning_rate(recipe: dict, peak: float, step: int) -> float:
-    """The rate of update number `step`, counted from 0."""
-    return peak * recipe["lr_decay"] ** sum(m <= step for m in recipe["milestones"])
-
-
 def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tensor:
     with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
         logits = net(images)
@@ -620,7 +615,8 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
         epoch, i = divmod(step, per_epoch)
         if step == first or i == 0:
             group.load_epoch(level, epoch)
-        group.rate.fill_(learning_rate(recipe, peak, step))
+        # of update number `step`, counted from 0
+        group.rate.fill_(peak * recipe["lr_decay"] ** sum(m <= step for m in recipe["milestones"]))
         group.examples.copy_(group.tables[:, :, i])
         active = [k for k, m in enumerate(members) if m.step == step and not m.failed]
         if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
@@ -790,8 +786,7 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        read_only = path.exists() and not os.access(path, os.W_OK)  # what is finished may lie on such a disk
-        handle = open(path, "r" if read_only else "a+")  # noqa: SIM115
+        handle = open(path, "a+")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
@@ -799,10 +794,9 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     except BlockingIOError:
         handle.seek(0)
         raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
-    if not read_only:
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        handle.flush()
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    handle.flush()
     return handle
 
 

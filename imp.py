@@ -128,8 +128,6 @@ LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
     """Save a trained level with the masks of the next one."""
-    if any(not level_path(run.folder, n).exists() for n in range(run.level)):
-        raise common.Failure(f"{run.folder}: its finished levels have disappeared while it ran")
     weights = {name: t.cpu().clone() for name, t in member.weights().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
     if run.borrowed:
@@ -310,8 +308,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for path, out in zip(args.rewind, args.out):
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
-        if common.OF_IMP.fullmatch(path.name):
-            raise InputError(f"{path}: a starting point cannot have the name of a file that imp.py writes")
         if [other.resolve() for other in args.out].count(out.resolve()) > 1:
             raise InputError(f"{path}: another starting point writes to the same folder, {out}")
         if args.order_seed is not None and out.resolve() == path.resolve().parent:

@@ -101,16 +101,6 @@ def test_outputs_that_cannot_be(refused, folder, rewind):
                           (START, "state.safetensors"), (START, "level03.safetensors")):  # fmt: skip
         refused([*command, folder / name], name)
     refused([*EASY, scores, "--out", scores, "--force"], "same file")
-    refused(["imp", shutil.copy(rewind, folder / "level03.safetensors")], "level03")
-
-
-def test_a_finished_run_that_cannot_be_written_to_is_done(ok, folder, rewind, monkeypatch):
-    """As on a read-only disk; root may write anywhere, so the question whether it may is answered for it."""
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    before = snapshot(folder)
-    assert "already done" in ok("imp", rewind, "--levels", 0)
-    assert "already done" in ok(*START, rewind)
-    assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize(("command", "flag", "word"), [

@@ -237,19 +237,6 @@ def test_a_signal_saves_whose_turn_has_come(ok, call, tmp_path, monkeypatch, sto
     assert made(tmp_path / "stopped") == made(tmp_path / "whole")
 
 
-def test_a_folder_moved_away_and_made_anew_while_it_trains_is_a_failure(ok, refused, tmp_path, monkeypatch):
-    rewind, finish, out = start(ok, tmp_path), imp.finish_level, tmp_path / "run"
-
-    def finish_and_move(run, *rest):
-        finish(run, *rest)
-        if run.level == 1:
-            out.rename(tmp_path / "moved")
-            out.mkdir()
-
-    monkeypatch.setattr(imp, "finish_level", finish_and_move)
-    refused(["imp", rewind, "--levels", 1, "--out", out], "disappeared", status=1)
-
-
 def test_a_rule_of_chance_resumes_and_is_never_mixed_with_magnitude(ok, refused, tmp_path, monkeypatch):
     """One function and its name: masks differ by seed and level, and a resumed run never prunes again."""
     starts = [start(ok, tmp_path / name, "--seed", seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))]
