@@ -225,15 +225,22 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
     Every stage would decode the small files anew, so the arrays are kept in `cache` until a file changes.
     sizes  how many images for training and for the test there must be; a cache of them stands for the files
     """
-    stamp = None
+    from torchvision.datasets import ImageFolder
+
+    stamp, folders, keys = None, [], ("train", "labels", "test", "test_labels")
     if not (sizes and cache.exists()):
-        classes, *parts = list_images(root, train)
-        if sizes not in (None, [len(files) for files, _ in parts]):
+        for split in (*train, "test"):
+            with reading(root / split):  # which may be missing, or have an empty class folder or none
+                folders.append(ImageFolder(root / split))
+            if folders[-1].classes != folders[0].classes:
+                raise InputError(f"{root / split}: its class folders are not those of {root / 'train'}")
+        files, labels = zip(*(sample for folder in folders for sample in folder.samples))
+        n = len(files) - len(folders[-1])  # for training
+        if sizes not in (None, [n, len(folders[-1])]):
             raise InputError(f"{root}: incomplete, {sizes} images are expected for training and test")
         with reading(root):
-            stats = [(os.path.relpath(file, root), os.stat(file)) for files, _ in parts for file in files]
+            stats = [(os.path.relpath(file, root), os.stat(file)) for file in files]
         stamp = sha256(*(b"%s %d %d\n" % (os.fsencode(f), s.st_size, s.st_mtime_ns) for f, s in stats))
-    keys = ("train", "labels", "test", "test_labels")
     if cache.exists():
         try:
             tensors, info = load_tensors(cache)
@@ -241,41 +248,25 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
                 return info["classes"], *(tensors[key].numpy() for key in keys)
         except (InputError, KeyError) as error:
             raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
-    arrays = [a for files, labels in parts for a in (decode(files), np.array(labels, np.int64))]
+    with ThreadPoolExecutor() as pool:
+        images = list(tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False))
+    arrays = [np.array(part) for part in (images[:n], labels[:n], images[n:], labels[n:])]
     tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
     # two processes must not write one file at once; a read-only folder goes without
     with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
-        save_tensors(cache, tensors, {"classes": classes, "stamp": stamp})
-    return classes, *arrays
+        save_tensors(cache, tensors, {"classes": folders[0].classes, "stamp": stamp})
+    return folders[0].classes, *arrays
 
 
-def list_images(root: Path, train: list[str]) -> tuple[list[str], tuple, tuple]:
-    """Class names, and (files, labels) for training and test."""
-    from torchvision.datasets import ImageFolder
-
-    found = {}
-    for split in [*train, "test"]:
-        with reading(root / split):  # which may be missing, or have an empty class folder or none
-            found[split] = ImageFolder(root / split)
-        if found[split].classes != found["train"].classes:
-            raise InputError(f"{root / split}: its class folders are not those of {root / 'train'}")
-    parts = [[pair for split in splits for pair in found[split].samples] for splits in (train, ["test"])]
-    return found["train"].classes, *(tuple(zip(*pairs)) for pairs in parts)
-
-
-def decode(files: list[str]) -> np.ndarray:
-    """[N, 32, 32, 3] uint8; grey images get three equal channels, other sizes are resized."""
+def read_image(file: str) -> np.ndarray:
+    """[32, 32, 3] uint8; grey images get three equal channels, other sizes are resized."""
     from PIL import Image
 
-    def read(file: str) -> np.ndarray:
-        with reading(file), Image.open(file) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
-            image = image.convert("RGB")  # resizing to the same size is a copy
-            return np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
-
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(tqdm(pool.map(read, files), "images", len(files), disable=None, leave=False)))
+    with reading(file), Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
+        image = image.convert("RGB")  # resizing to the same size is a copy
+        return np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
 
 
 # ------------------------------------------------------------ order and crops

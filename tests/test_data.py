@@ -131,7 +131,7 @@ def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(t
     assert (tree / ".images.safetensors").exists()
     with monkeypatch.context() as patch:
         patch.chdir(tree.parent)
-        patch.setattr(common, "decode", None)  # the cache must do
+        patch.setattr(common, "read_image", None)  # the cache must do
         assert load(Path(tree.name)).fingerprint == before.fingerprint
     picture(999).save(target)
     after = load(tree)
