@@ -60,6 +60,8 @@ PRESETS = {
         total_steps=31250, t_star=800, el2n_steps=8000, levels=12,
     ),
 }  # fmt: skip
+# Networks that score may differ: those that agree on what is easy are not those that are pruned.
+SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.items()}
 # Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry it, curves
 # are named for it, and no stage takes up what other code has made.
 OWN = {}
@@ -865,10 +867,10 @@ def add_dataset_flags(parser: Parser) -> None:
     add("--noise-seed", type=SEED, help="which draw of the label noise (default: the input's, else 0)")
 
 
-def add_training_flags(parser: Parser, scoring: bool = False) -> None:
+def add_training_flags(parser: Parser, presets: dict = PRESETS) -> None:
     add = parser.add_argument
     for name, (kind, meaning) in HYPERPARAMETERS.items():
-        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name, scoring)})"
+        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name, presets)})"
         add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
     add("--precision", choices=["auto", "fp32", "bf16"], help=f"auto: bf16 if fast ({defaults('precision')})")
 
@@ -883,15 +885,9 @@ def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = Fals
     add("--force", action="store_true", help="start over where the output exists")
 
 
-def preset_values(preset: str, scoring: bool = False) -> dict:
-    """Of a preset; networks that score may differ: those that agree on what is easy are not those pruned."""
-    return PRESETS[preset] | (PRESETS[preset]["scoring"] if scoring else {})
-
-
-def defaults(name: str, scoring: bool = False) -> str:
+def defaults(name: str, presets: dict = PRESETS) -> str:
     """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
-    values = {preset: preset_values(preset, scoring)[name] for preset in PRESETS}
-    others = [f", {preset}: {value}" for preset, value in values.items() if value != CIFAR10[name]]
+    others = [f", {key}: {preset[name]}" for key, preset in presets.items() if preset[name] != CIFAR10[name]]
     return f"default: {CIFAR10[name]}{''.join(others)}"
 
 
@@ -900,26 +896,25 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError(f"--out must be a file that ends in {suffix}, not {path}")
 
 
-def resolve_preset(args: argparse.Namespace) -> dict:
-    """Preset and data set by name; a data set that names a preset selects it."""
+def resolve_preset(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
+    """Preset and data set by name, the first also by the second; flags not given get the preset's values."""
     if args.dataset == "folder" and not args.preset:
         raise InputError("--dataset folder needs --preset")
     preset = args.preset or args.dataset or "digits"
-    return {"preset": preset, "dataset": args.dataset or PRESETS[preset]["dataset"]}
+    for name, value in presets[preset].items():
+        if getattr(args, name, value) is None:
+            setattr(args, name, value)
+    return {"preset": preset, "dataset": args.dataset}
 
 
-def resolve_recipe(args: argparse.Namespace, device: torch.device, scoring: bool = False) -> dict:
+def resolve_recipe(args: argparse.Namespace, device: torch.device, presets: dict = PRESETS) -> dict:
     """Preset, data set, hyperparameters and precision; checked before any data are read."""
-    recipe = resolve_preset(args)
-    preset = preset_values(recipe["preset"], scoring)
-    for name in HYPERPARAMETERS:
-        given = getattr(args, name)
-        recipe[name] = preset[name] if given is None else given
+    recipe = resolve_preset(args, presets) | {name: getattr(args, name) for name in HYPERPARAMETERS}
     if recipe["depth"] % 6 != 2:
         raise InputError(f"--depth must be 6n + 2, not {recipe['depth']}")
     if recipe["milestones"] != sorted(set(recipe["milestones"])):
         raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
-    recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
+    recipe["precision"] = resolve_precision(args.precision, device)
     return recipe | OWN
 
 

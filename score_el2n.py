@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
-    common.add_training_flags(parser, scoring=True)
+    common.add_training_flags(parser, common.SCORING_PRESETS)
     add("--networks", type=common.within("[1, 10000]", int), help=f"K ({common.defaults('networks')})")
     add("--steps", type=common.COUNT, help=f"t, optimizer steps of each ({common.defaults('el2n_steps')})")
     add("--seed", type=common.SEED, default=0, help="another seed scores with other networks (default: 0)")
@@ -82,10 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     device = common.resolve_device(args.device)
-    recipe = common.resolve_recipe(args, device, scoring=True)
-    preset = common.PRESETS[recipe["preset"]]
-    count = preset["networks"] if args.networks is None else args.networks
-    steps = preset["el2n_steps"] if args.steps is None else args.steps
+    recipe = common.resolve_recipe(args, device, common.SCORING_PRESETS)
+    steps = common.PRESETS[recipe["preset"]]["el2n_steps"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
         raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
     noise = common.resolve_noise(args, {})
@@ -93,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     del recipe["pretrain_lr"]  # scoring does not use it
-    config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": count,
+    config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": args.networks,
                                "steps": steps, "seed": args.seed, "classes": len(data.classes)}  # fmt: skip
     n = len(data.labels)
     held = common.open_output(
@@ -116,10 +114,10 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         raise common.Failure(f"the loss was not finite in {', '.join(failed)}: try a lower --lr")
 
-    networks = np.stack([scored[str(k + 1)].numpy() for k in range(count)])
+    networks = np.stack([scored[str(k + 1)].numpy() for k in range(args.networks)])
     scores = networks.astype(np.float64).mean(0).astype(np.float32)
     common.save_array(args.out, scores, config | {"made_by": common.made_by(device)})
-    if count > 1:
+    if args.networks > 1:
         rho, of_mean, between, overlap = reliability(networks)
         text = f"{of_mean:.3f}" if rho > 0 else "none, they disagree"
         print(f"rank correlation between networks {rho:.3f}   reliability of the mean {text}   "
