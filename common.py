@@ -793,14 +793,14 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     return handle
 
 
-def open_output(out: Path, lock_at: Path, wanted: dict, found: Callable, force: bool) -> io.TextIOBase | None:
-    """The lock to hold while out is made; None, after saying so, where it is there with these settings.
+def open_output(args: argparse.Namespace, lock_at: Path, wanted: dict, found: Callable) -> io.IOBase | None:
+    """The lock to hold while --out is made; None, after saying so, where it is there with these settings.
 
-    found  reads the settings of the file at out. InputError: they differ, or another process is at work.
+    found  reads the settings of the file there. InputError: they differ, or another process is at work.
     """
-    if out.exists() and not force:  # before any lock: a finished output may lie on a read-only disk
-        refuse_difference(out, found(), wanted)
-        print(f"already done: {out}")
+    if args.out.exists() and not args.force:  # before any lock: it may lie on a read-only disk
+        refuse_difference(args.out, found(), wanted)
+        print(f"already done: {args.out}")
         return None
     return lock(lock_at)
 

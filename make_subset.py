@@ -90,10 +90,8 @@ def main(argv: list[str] | None = None) -> None:
         "seed": args.seed if random else None, "score": None if random else sidecar.get("select", "unnamed"),
         "scores_sha256": None if random else common.sha256(scores.tobytes()),
     }  # fmt: skip
-    held = common.open_output(
-        args.out, args.out.with_suffix(".lock"), config,
-        lambda: common.load_array(args.out, np.int64, (args.size,), data.fingerprint)[1], args.force,
-    )  # fmt: skip
+    held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
+        args.out, np.int64, (args.size,), data.fingerprint)[1])  # fmt: skip
     if not held:
         return
     if random:

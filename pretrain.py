@@ -63,10 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         "subset_size": None if subset is None else len(subset),
         "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
     }  # fmt: skip
-    held = common.open_output(
-        args.out, args.out.parent / ".lock", recipe,
-        lambda: common.check_recipe(args.out, common.load_tensors(args.out)[1]), args.force,
-    )  # fmt: skip
+    held = common.open_output(args, args.out.parent / ".lock", recipe, lambda: common.check_recipe(
+        args.out, common.load_tensors(args.out)[1]))  # fmt: skip
     if not held:
         return
     member = common.Member("pre-training", recipe, data, args.seed)

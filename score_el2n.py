@@ -94,10 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": args.networks,
                                "steps": steps, "seed": args.seed, "classes": len(data.classes)}  # fmt: skip
     n = len(data.labels)
-    held = common.open_output(
-        args.out, args.out.with_suffix(".lock"), config,
-        lambda: common.load_array(args.out, np.float32, (n,), data.fingerprint)[1], args.force,
-    )  # fmt: skip
+    held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
+        args.out, np.float32, (n,), data.fingerprint)[1])  # fmt: skip
     if not held:
         return
     scored, progress = {}, args.out.with_suffix(".networks.safetensors")
