@@ -6,6 +6,7 @@ trained, and on what.
 
 import argparse
 import contextlib
+import csv
 import fcntl
 import hashlib
 import importlib.util
@@ -682,6 +683,13 @@ def atomic_write(path: Path, content: bytes) -> None:
         os.close(folder)
     except OSError as error:
         raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
+
+
+def write_csv(path: Path, rows: list) -> Path:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    atomic_write(path, text.getvalue().encode())
+    return path
 
 
 def digest(tensors: dict[str, Tensor], info: dict) -> str:

@@ -7,8 +7,6 @@ python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out n
 """
 
 import argparse
-import csv
-import io
 import itertools
 import math
 import sys
@@ -159,13 +157,7 @@ def level_path(folder: Path, level: int) -> Path:
 
 
 def write_results(run: Run) -> None:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.rows)
-    path, content = run.folder / "results.csv", out.getvalue().encode()
-    if not path.exists() or path.read_bytes() != content:
-        common.atomic_write(path, content)
+    common.write_csv(run.folder / "results.csv", [COLUMNS, *([*row.values()] for row in run.rows)])
 
 
 # ------------------------------------------------------------ starting points, resuming
@@ -331,8 +323,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = [read_start(path, out, recipe, data, settings) for path, out in zip(args.rewind, args.out)]
     for run, other in zip(runs, args.masks or ()):
         borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
-    by_name = sorted(runs, key=lambda run: run.folder)
-    held = [common.lock(run.folder / ".lock") for run in by_name]  # noqa: F841 - all or none
+    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):

@@ -610,13 +610,6 @@ VERDICTS = ("experiment", "label_noise", "pretrain_lr", "a", "b", "first_level",
             "without", "difference", "low", "high", "margin_needed", "verdict", "dominates")  # fmt: skip
 
 
-def write_csv(path: Path, rows: list[list]) -> Path:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    common.atomic_write(path, text.getvalue().encode())
-    return path
-
-
 def table(title: str, rows: list[list]) -> str:
     """A Markdown table, aligned so that a terminal shows it well; the first row is the head."""
     rows = [[str(cell) for cell in row] for row in rows]
@@ -726,8 +719,8 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         text = "\n".join(filter(None, tables))
         print(text)
         common.atomic_write(args.out / "summary.md", (text.lstrip() + "\n").encode())
-        paths += [write_csv(args.out / "summary.csv", numbers)]
-        paths += [write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
+        paths += [common.write_csv(args.out / "summary.csv", numbers)]
+        paths += [common.write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
     elif not paths:
         known = sorted({curves[0].settings["preset"] for curves in experiments.values()})
         where = args.runs or args.paper
@@ -817,7 +810,7 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
                 for title, of in shown.items()]  # fmt: skip
     note = "band: one sample std. deviation; thin: chance"
     paths = draw_page(args.out / f"{name}-masks", pictures, note) if pictures else []
-    return [*paths, write_csv(args.out / f"{name}-masks.csv", rows)]
+    return [*paths, common.write_csv(args.out / f"{name}-masks.csv", rows)]
 
 
 def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
@@ -862,7 +855,7 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
     drawn = [(0, 2), (0, 3), (2, 3)] if known else [(0, 2)]
     pictures += [of_starts(panel, found, starts, x, y) for x, y in drawn]
     paths += draw_page(args.out / f"{name}-barrier", pictures, "band: one sample std. deviation", apart=True)
-    return [*paths, write_csv(args.out / f"{name}-barrier.csv", rows)]
+    return [*paths, common.write_csv(args.out / f"{name}-barrier.csv", rows)]
 
 
 def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: int, y: int) -> Picture:
