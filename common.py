@@ -390,13 +390,9 @@ class Member:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=data.labels.device)
         self.loss_steps = 0
 
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and batch-norm statistics by name; writing into them changes the network."""
-        return self.net.state_dict()
-
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; writing into it changes the member."""
-        return prefixed(weight=self.weights(), momentum=self.momentum) | {"loss_sum": self.loss_sum}
+        return prefixed(weight=self.net.state_dict(), momentum=self.momentum) | {"loss_sum": self.loss_sum}
 
     def copy(self) -> dict[str, Tensor]:
         return {name: t.clone() for name, t in self.state().items()}
@@ -410,9 +406,9 @@ class Member:
     def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
         """Start again from weights * masks at a step of the schedule, with fresh momentum."""
         self.step, self.failed, self.loss_steps = step, False, 0
-        for mine, given in ((self.weights(), weights), (self.masks, masks)):
-            for name, t in mine.items():
-                t.copy_(given[name])
+        self.net.load_state_dict(weights)  # into the same tensors
+        for name, mask in self.masks.items():
+            mask.copy_(masks[name])
         for t in (self.loss_sum, *self.momentum.values()):
             t.zero_()
         self.apply_masks()
@@ -436,7 +432,7 @@ class Member:
 
     def finite(self) -> bool:
         """Are all weights and statistics finite? One copy to the host, however many tensors there are."""
-        return bool(torch.stack([t.isfinite().all() for t in self.weights().values()]).all())
+        return bool(torch.stack([t.isfinite().all() for t in self.net.state_dict().values()]).all())
 
 
 def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
     """Save a trained level with the masks of the next one."""
-    weights = {name: t.cpu().clone() for name, t in member.weights().items()}
+    weights = {name: t.cpu().clone() for name, t in member.net.state_dict().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
     if run.borrowed:
         pruned = run.borrowed[run.level]

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         common.save_divergence(args.out.parent, recipe=recipe, settings={}, level=None, step=member.step)
         raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
-    common.save_tensors(args.out, member.weights(), info)
+    common.save_tensors(args.out, member.net.state_dict(), info)
     (args.out.parent / "diverged.json").unlink(missing_ok=True)
     what = f"{recipe['scheme']}, {len(group.subset)} examples"
     what += f", {noise['label_noise']:.0%} random labels" if noise["label_noise"] else ""

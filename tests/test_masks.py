@@ -126,7 +126,7 @@ def test_barriers_against_plain_pytorch(digits):
         member = common.Member("x", recipe(), digits, 0)
         member.seed = seed  # another order from the same weights
         list(common.train(common.Group([member], digits, recipe()), 40, peak=0.3))
-        ends.append({name: t.clone() for name, t in member.weights().items()})
+        ends.append({name: t.clone() for name, t in member.net.state_dict().items()})
 
     def at(t, images):
         net = common.ResNet(8, 2, 1, 10).eval()
