@@ -876,7 +876,7 @@ OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
 # ------------------------------------------------------------ command line
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
@@ -895,11 +895,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--levels must be FIRST <= LAST, from 0")
     if not args.runs and (not args.paper or {*args.figure} & {"controls", *OF_PAIRS}):
         raise InputError("a folder with runs is needed, or --paper to draw the published curves alone")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
     with common.reading(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):
