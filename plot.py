@@ -179,15 +179,12 @@ def read_run(folder: Path) -> Curve:
 
 def replicate(info: dict) -> tuple[int, dict]:
     """Of a level file or a diverged.json: the seed, and all settings but that and what hangs on it."""
-    shared = {"order_seed": None, "criterion": "magnitude", "score": None}  # what older files do not say
-    shared |= info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
+    shared = info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
     seed = shared.pop("seed")
     if "masks" in shared and seed >= 1000:  # 1000 + k: a new start under the masks of k
         seed -= 1000
     if shared["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
         return seed, shared | dict.fromkeys(common.PRETRAINING) | NO_PRETRAINING
-    if shared["class_balanced"] is None:
-        shared["class_balanced"] = shared["scheme"] == "random"
     if shared["scheme"] not in ("easy", "hard", "custom") and shared["score"] is None:
         shared["subset_sha256"] = None  # nothing but chance chose it, for each seed anew
     return seed, shared
