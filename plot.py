@@ -352,16 +352,14 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
 
 
 def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
-    """The panels of a figure of the paper, None: all. Figures 2 and 3 show the paper's size, else all."""
+    """The panels of a figure of the paper, None: all. Figures 2 and 3 show its steps and size, else all."""
     if figure in (None, "difference"):
         return panels
     panels = [p for p in panels if p.sizes and bool(p.noise) == (figure in "37")]
     if figure in "56":
         return panels if (preset == "cinic10") == (figure == "6") else []
-    if figure == "2":  # the steps that the paper speaks about, else the most
-        longest = max((p.step for p in panels), default=0)
-        panels = [p for p in panels if p.claimed] or [p for p in panels if p.step == longest]
     if figure in "23":
+        panels = [p for p in panels if p.claimed] or panels
         wanted = (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
         panels = [p.only(wanted) if wanted in p.sizes else p for p in panels]
     return panels
@@ -685,11 +683,11 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             c.twin = None if c.departs else theirs.get(c.key)
         panels, shown = make_panels(curves, preset), []
         for figure in args.figure:
-            if figure in OF_PAIRS:
-                paths += OF_PAIRS[figure](name, as_one(panels), args)
+            if figure in ("masks", "barrier"):
+                draw = draw_masks if figure == "masks" else draw_barrier
+                paths += draw(name, as_one(panels), args)
                 continue
-            controls = figure == "controls"
-            chosen = make_controls(curves) if controls else choose(figure, panels, preset)
+            chosen = make_controls(curves) if figure == "controls" else choose(figure, panels, preset)
             if chosen:
                 ending = f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
                 paths += draw_figure(figure, chosen, args.margin, args.out / (name + ending))
@@ -867,9 +865,6 @@ def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: in
     return Picture(lines, f"{len(known)} starts, rank correlation {rho:+.2f}", what[x], what[y])
 
 
-OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
-
-
 # ------------------------------------------------------------ command line
 
 
@@ -877,7 +872,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
-    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", *OF_PAIRS], metavar="F",
+    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", "masks", "barrier"], metavar="F",
         help="2 to 7 of the paper; difference, controls, masks, barrier (default: every panel there is)")
     add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
     add("--preset", choices=common.PRESETS, help="only the experiments of this one")
@@ -890,7 +885,7 @@ def main(argv: list[str] | None = None) -> None:
     args.figure = list(dict.fromkeys(args.figure or [None]))
     if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
         raise InputError("--levels must be FIRST <= LAST, from 0")
-    if not args.runs and (not args.paper or {*args.figure} & {"controls", *OF_PAIRS}):
+    if not args.runs and (not args.paper or {*args.figure} & {"controls", "masks", "barrier"}):
         raise InputError("a folder with runs is needed, or --paper to draw the published curves alone")
     with common.reading(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
