@@ -157,8 +157,8 @@ def deviation(values: np.ndarray) -> float:
 # ------------------------------------------------------------ reading
 
 
-def read_run(folder: Path) -> Curve:
-    """A run as the curve of one replicate: its results.csv, with the settings of a level file beside it."""
+def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarray]:
+    """Of a run: seed, settings that replicates share, subset's sha256, weights remaining, accuracy in %."""
     path = folder / "results.csv"
     with common.reading(path), open(path, newline="") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
@@ -171,9 +171,7 @@ def read_run(folder: Path) -> Curve:
         with common.reading(file):
             if rows and info["row"] != rows[info["row"]["level"]]:
                 raise InputError(f"{path}: its level {info['row']['level']} is not that of {file.name}")
-            seed, shared = replicate(info)
-            subset = info["recipe"]["subset_sha256"]
-            return Curve(shared, remaining, {seed: 100 * accuracy}, subsets={subset}, folders={seed: folder})
+            return *replicate(info), info["recipe"]["subset_sha256"], remaining, 100 * accuracy
     raise InputError(f"{path}: no level file beside it says what was trained")
 
 
@@ -194,20 +192,18 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
     found, reordered = {}, 0
     for path in sorted(root.rglob("results.csv")):
-        run = read_run(path.parent)
-        c = found.setdefault(json.dumps(run.settings, sort_keys=True), Curve(run.settings, run.remaining))
-        (seed,) = run.accuracy
-        if run.settings["order_seed"] is not None:
+        seed, settings, subset, remaining, accuracy = read_run(path.parent)
+        c = found.setdefault(json.dumps(settings, sort_keys=True), Curve(settings, remaining))
+        if settings["order_seed"] is not None:
             reordered += 1
         elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
-        elif not len(run.remaining):
+        elif not len(remaining):
             print(f"note: {path.parent} has not finished a level yet")
         else:
-            c.remaining = max(c.remaining, run.remaining, key=len)
-            c.accuracy |= run.accuracy
-            c.folders |= run.folders
-            c.subsets |= run.subsets
+            c.remaining = max(c.remaining, remaining, key=len)
+            c.accuracy[seed], c.folders[seed] = accuracy, path.parent
+            c.subsets.add(subset)
     if reordered:
         print(f"note: {reordered} runs under a batch order of their own are for --figure barrier alone")
     for path in sorted(root.rglob("diverged.json")):
@@ -717,9 +713,8 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         paths += [common.write_csv(args.out / "summary.csv", numbers)]
         paths += [common.write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
     elif not paths:
-        known = sorted({curves[0].settings["preset"] for curves in experiments.values()})
-        where = args.runs or args.paper
-        raise InputError(f"nothing of this preset and figure in {where}; it has {', '.join(known)}")
+        known = ", ".join(sorted({curves[0].settings["preset"] for curves in experiments.values()}))
+        raise InputError(f"nothing of this preset and figure in {args.runs or args.paper}; it has {known}")
     return paths
 
 
