@@ -1006,29 +1006,24 @@ def made_by(device: torch.device) -> dict:
             "host": socket.gethostname(), "command": command}  # fmt: skip
 
 
-def defer_signals() -> list[int]:
-    """From now on SIGTERM and SIGINT only add their number to the list; a second SIGINT ends the process."""
-    received = []
+def on_signals(act: Callable[[int], None]) -> dict:
+    """Let the first SIGTERM and SIGINT call act; returns the handlers before. A second SIGINT kills."""
+    def handle(number: int, frame: object) -> None:
+        # not so SIGTERM: Slurm sends it to us and to our parent, who passes it on
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
+        act(number)
 
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        if number == signal.SIGINT:  # not SIGTERM: Slurm sends it to us and to our parent, who passes it on
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
-    return received
+    return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
-def raise_stopped(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
+def stop(number: int) -> None:
     raise Stopped(number)
 
 
 def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a stage's main and turn what it raises into one line on stderr and the exit status."""
     # set explicitly: a background job of a shell inherits an ignored SIGINT
-    before = {n: signal.signal(n, raise_stopped) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = on_signals(stop)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that has no UTF-8 gets "?"
     name = Path(main.__code__.co_filename).name

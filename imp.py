@@ -330,7 +330,8 @@ def main(argv: list[str] | None = None) -> None:
                 path.unlink()
         resume(run)
 
-    received = common.defer_signals()
+    received = []
+    common.on_signals(received.append)
     todo = [run for run in runs if run.level <= levels]
     for run in runs:
         if run.level > levels:

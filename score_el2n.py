@@ -45,7 +45,8 @@ def reliability(networks: np.ndarray) -> tuple[float, float, float, float]:
 def score_missing(scored: dict[str, Tensor], path: Path, config: dict, data: common.Data, labels: Tensor,
                   at_once: int | None) -> list[str]:  # fmt: skip
     """Train and score the networks not in scored {number: [N]}, saving each; returns those that failed."""
-    received, failed = common.defer_signals(), []
+    received, failed = [], []
+    common.on_signals(received.append)
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
     for share in common.even_groups(todo, at_once, labels.device):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
