@@ -75,9 +75,7 @@ class Run:
         return {"recipe": self.recipe, **self.settings}
 
 
-def train_group(
-    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list[int]
-) -> list[str]:
+def train_group(runs: list[Run], levels: int, data: common.Data, save_every: float, received: list) -> list:
     """Take runs through their levels side by side; returns a line for each that had to stop."""
     recipe = runs[0].recipe
     seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
@@ -329,13 +327,12 @@ def main(argv: list[str] | None = None) -> None:
             if args.force and common.OF_IMP.fullmatch(path.name):
                 path.unlink()
         resume(run)
+        if run.level > levels:
+            print(f"already done: {run.folder / 'results.csv'}")
 
     received = []
     common.on_signals(received.append)
     todo = [run for run in runs if run.level <= levels]
-    for run in runs:
-        if run.level > levels:
-            print(f"already done: {run.folder / 'results.csv'}")
     if todo:
         print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
                           "train loss", "steps", "seconds"), flush=True)  # fmt: skip
