@@ -91,7 +91,13 @@ class Curve:
         # init, all, random, easy, hard or custom; examples or None; steps; share of random labels; their rate
         self.key = tuple(self.settings[key] for key in KEY)
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
-        self.departs = departures(self.settings)
+        usual = common.PRESETS.get(self.settings["preset"], {}) | {"noise_seed": 0, "criterion": "magnitude"}
+        usual["class_balanced"] = self.scheme == "random"
+        usual["score"] = None if self.scheme in ("all", "init", "random", "custom") else "el2n"
+        usual |= NO_PRETRAINING if self.scheme == "init" else {}
+        asked = {key: v for key, v in self.settings.items() if key not in NOT_IN_PRESETS and v is not None}
+        # what a run has otherwise than its preset, or beside it
+        self.departs = {key: v for key, v in asked.items() if v != usual.get(key)}
         self.pruned = {key: v for key, v in self.settings.items() if key not in common.PRETRAINING}
         self.masks = self.settings.get("masks")  # the starting point whose masks it has; None: its own
 
@@ -114,16 +120,6 @@ class Curve:
         """{seed: mean accuracy over levels first to last} of the replicates that have them all."""
         reached = {seed: values for seed, values in self.accuracy.items() if first <= last < len(values)}
         return {seed: values[first : last + 1].mean() for seed, values in reached.items()}
-
-
-def departures(settings: dict) -> dict:
-    """The settings that a run has otherwise than its preset, or beside it."""
-    scheme, usual = settings["scheme"], common.PRESETS.get(settings["preset"], {})
-    usual = usual | {"class_balanced": scheme == "random", "noise_seed": 0, "criterion": "magnitude",
-                     "score": None if scheme in ("all", "init", "random", "custom") else "el2n"}  # fmt: skip
-    usual |= NO_PRETRAINING if scheme == "init" else {}
-    asked = {key: value for key, value in settings.items() if key not in NOT_IN_PRESETS and value is not None}
-    return {key: value for key, value in asked.items() if value != usual.get(key)}
 
 
 def name_curves(curves: list[Curve]) -> dict:
