@@ -352,8 +352,7 @@ def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
         return panels if (preset == "cinic10") == (figure == "6") else []
     if figure in "23":
         panels = [p for p in panels if p.claimed] or panels
-        wanted = (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
-        panels = [p.only(wanted) if wanted in p.sizes else p for p in panels]
+        panels = [p.only(p.claimed) if p.claimed in p.sizes else p for p in panels]
     return panels
 
 
