@@ -94,9 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     del recipe["pretrain_lr"]  # scoring does not use it
     config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": args.networks,
                                "steps": steps, "seed": args.seed, "classes": len(data.classes)}  # fmt: skip
-    n = len(data.labels)
     held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
-        args.out, np.float32, (n,), data.fingerprint)[1])  # fmt: skip
+        args.out, np.float32, data.labels.shape, data.fingerprint)[1])  # fmt: skip
     if not held:
         return
     scored, progress = {}, args.out.with_suffix(".networks.safetensors")
@@ -124,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         if between < 0.7:
             print(f"warning: two halves of the networks agree by {between:.2f} only, what is easy is partly "
                   "chance: more --networks or --steps", file=sys.stderr)  # fmt: skip
-    print(f"scores of {n} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
+    print(f"scores of {len(scores)} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
           f"max {scores.max():.4f}")  # fmt: skip
     print(args.out)
 
