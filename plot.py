@@ -461,16 +461,6 @@ def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison
 # ------------------------------------------------------------ drawing
 
 
-def save(page, path: Path) -> list[Path]:
-    """Write a picture as path.png and path.pdf."""
-    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
-    for target in paths:
-        content = io.BytesIO()
-        page.savefig(content, format=target.suffix[1:], dpi=150, bbox_inches="tight")
-        common.atomic_write(target, content.getvalue())
-    return paths
-
-
 @dataclass
 class Picture:
     """Lines with bands: (label, look, x, y, half the height of the band), the last three [points]."""
@@ -483,7 +473,7 @@ class Picture:
 
 
 def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False) -> list:
-    """Pictures side by side; one vertical range unless apart: that of the lines, a wide band is cut."""
+    """Pictures side by side, png and pdf; one vertical range unless apart, of lines: a wide band is cut."""
     import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
 
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -513,7 +503,12 @@ def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, 
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
                   handlelength=3.2)  # fmt: skip
     page.suptitle(f"{path.name}\n{note}", fontsize=11)
-    return save(page, path)
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
+    for target in paths:
+        content = io.BytesIO()
+        page.savefig(content, format=target.suffix[1:], dpi=150, bbox_inches="tight")
+        common.atomic_write(target, content.getvalue())
+    return paths
 
 
 def draw_figure(figure: str | None, panels: list[Panel], margin: float, path: Path) -> list[Path]:

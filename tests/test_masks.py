@@ -218,9 +218,7 @@ def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
     assert json.loads((tmp_path / "connected.json").read_text())["score"] == "barrier"
 
 
-def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, monkeypatch, tmp_path):
-    pages = []
-    monkeypatch.setattr(plot, "save", lambda page, path: pages.append(page) or [path])
+def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, pages, tmp_path):
     ok("plot", controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
     (ax,) = pages[0].axes
     rows = {row["last_level"]: row for row in read_csv(tmp_path / "verdicts.csv")

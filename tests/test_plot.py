@@ -104,14 +104,6 @@ def find(curves, scheme, size=None, step=200, noise=0.0):
     return next(c for c in curves if c.key[:4] == (scheme, size, step, noise))
 
 
-@pytest.fixture
-def pages(monkeypatch):
-    """The pages that a command draws, kept instead of written."""
-    kept = []
-    monkeypatch.setattr(plot, "save", lambda page, path: kept.append(page) or [path])
-    return kept
-
-
 def lines_of(ax):
     return {line.get_label(): line for line in ax.get_lines()}
 
