@@ -1006,24 +1006,22 @@ def made_by(device: torch.device) -> dict:
             "host": socket.gethostname(), "command": command}  # fmt: skip
 
 
-def on_signals(act: Callable[[int], None]) -> dict:
-    """Let the first SIGTERM and SIGINT call act; returns the handlers before. A second SIGINT kills."""
+def on_signals(received: list | None = None) -> dict:
+    """Let SIGTERM and SIGINT raise Stopped, or only add their number to a list; returns the old handlers."""
     def handle(number: int, frame: object) -> None:
-        # not so SIGTERM: Slurm sends it to us and to our parent, who passes it on
+        # a second SIGINT ends us; not SIGTERM: Slurm sends it to us and to our parent, who passes it on
         signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
-        act(number)
+        if received is None:
+            raise Stopped(number)
+        received.append(number)
 
     return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
-def stop(number: int) -> None:
-    raise Stopped(number)
 
 
 def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a stage's main and turn what it raises into one line on stderr and the exit status."""
     # set explicitly: a background job of a shell inherits an ignored SIGINT
-    before = on_signals(stop)
+    before = on_signals()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that has no UTF-8 gets "?"
     name = Path(main.__code__.co_filename).name

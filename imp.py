@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"already done: {run.folder / 'results.csv'}")
 
     received = []
-    common.on_signals(received.append)
+    common.on_signals(received)
     todo = [run for run in runs if run.level <= levels]
     if todo:
         print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",

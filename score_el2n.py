@@ -46,7 +46,7 @@ def score_missing(scored: dict[str, Tensor], path: Path, config: dict, data: com
                   at_once: int | None) -> list[str]:  # fmt: skip
     """Train and score the networks not in scored {number: [N]}, saving each; returns those that failed."""
     received, failed = [], []
-    common.on_signals(received.append)
+    common.on_signals(received)
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
     for share in common.even_groups(todo, at_once, labels.device):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
