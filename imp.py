@@ -143,7 +143,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     common.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
-    write_results(run)
+    common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
     run.masks = {name: mask.cpu() for name, mask in pruned.items()}
     print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
                       f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
@@ -152,10 +152,6 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
 
 def level_path(folder: Path, level: int) -> Path:
     return folder / f"level{level:02d}.safetensors"
-
-
-def write_results(run: Run) -> None:
-    common.write_csv(run.folder / "results.csv", [COLUMNS, *([*row.values()] for row in run.rows)])
 
 
 # ------------------------------------------------------------ starting points, resuming
@@ -238,7 +234,7 @@ def resume(run: Run) -> None:
         run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
-        write_results(run)
+        common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
     else:
         (run.folder / "results.csv").unlink(missing_ok=True)
 
