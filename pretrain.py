@@ -16,16 +16,6 @@ import common
 from common import InputError
 
 
-def check_subset(path: Path, subset: np.ndarray, n: int) -> None:
-    """InputError unless subset [M] holds at least one index, all within n examples and none twice."""
-    if not len(subset):
-        raise InputError(f"{path}: holds no index")
-    for index in subset[(subset < 0) | (subset >= n)]:
-        raise InputError(f"{path}: index {index}, but there are {n} training examples")
-    if (np.diff(subset) <= 0).any():
-        raise InputError(f"{path}: is not ascending, or holds an index twice")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
@@ -53,7 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     subset, sidecar = None, {}
     if args.subset:
         subset, sidecar = common.load_array(args.subset, np.int64, (None,), data.fingerprint)
-        check_subset(args.subset, subset, len(clean))
+        if not len(subset):
+            raise InputError(f"{args.subset}: holds no index")
+        for index in subset[(subset < 0) | (subset >= len(clean))]:
+            raise InputError(f"{args.subset}: index {index}, but there are {len(clean)} training examples")
+        if (np.diff(subset) <= 0).any():
+            raise InputError(f"{args.subset}: is not ascending, or holds an index twice")
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, len(data.classes), **noise)
     recipe |= noise | {
