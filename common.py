@@ -6,6 +6,7 @@ trained, and on what.
 
 import argparse
 import contextlib
+import csv
 import fcntl
 import hashlib
 import importlib.util
@@ -60,6 +61,8 @@ PRESETS = {
         total_steps=31250, t_star=800, el2n_steps=8000, levels=12,
     ),
 }  # fmt: skip
+# Networks that score may differ: those that agree on what is easy are not those that are pruned.
+SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.items()}
 # Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry it, curves
 # are named for it, and no stage takes up what other code has made.
 OWN = {}
@@ -387,13 +390,9 @@ class Member:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=data.labels.device)
         self.loss_steps = 0
 
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and batch-norm statistics by name; writing into them changes the network."""
-        return self.net.state_dict()
-
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; writing into it changes the member."""
-        return prefixed(weight=self.weights(), momentum=self.momentum) | {"loss_sum": self.loss_sum}
+        return prefixed(weight=self.net.state_dict(), momentum=self.momentum) | {"loss_sum": self.loss_sum}
 
     def copy(self) -> dict[str, Tensor]:
         return {name: t.clone() for name, t in self.state().items()}
@@ -407,9 +406,9 @@ class Member:
     def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
         """Start again from weights * masks at a step of the schedule, with fresh momentum."""
         self.step, self.failed, self.loss_steps = step, False, 0
-        for mine, given in ((self.weights(), weights), (self.masks, masks)):
-            for name, t in mine.items():
-                t.copy_(given[name])
+        self.net.load_state_dict(weights)  # into the same tensors
+        for name, mask in self.masks.items():
+            mask.copy_(masks[name])
         for t in (self.loss_sum, *self.momentum.values()):
             t.zero_()
         self.apply_masks()
@@ -433,7 +432,7 @@ class Member:
 
     def finite(self) -> bool:
         """Are all weights and statistics finite? One copy to the host, however many tensors there are."""
-        return bool(torch.stack([t.isfinite().all() for t in self.weights().values()]).all())
+        return bool(torch.stack([t.isfinite().all() for t in self.net.state_dict().values()]).all())
 
 
 def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -682,6 +681,13 @@ def atomic_write(path: Path, content: bytes) -> None:
         raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
 
 
+def write_csv(path: Path, rows: list) -> Path:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    atomic_write(path, text.getvalue().encode())
+    return path
+
+
 def digest(tensors: dict[str, Tensor], info: dict) -> str:
     """sha256 over names, dtypes, shapes and bytes of tensors, and over info."""
     parts = [to_json(info)]
@@ -698,16 +704,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Read (tensors, info). InputError: missing, not safetensors, wrong checksum, values not finite."""
+    """Read (tensors, info). InputError: missing, not safetensors, wrong checksum."""
     with reading(path):
         tensors = safetensors.torch.load(path.read_bytes())
         info = load_info(path)
         stored = info.pop("sha256", None)
         if stored is not None and stored != digest(tensors, info):
             raise ValueError("damaged, its content does not match its sha256")
-        for name, t in tensors.items():
-            if not t.isfinite().all():
-                raise ValueError(f"{name} has values that are not finite")
     return tensors, info
 
 
@@ -791,14 +794,14 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     return handle
 
 
-def open_output(out: Path, lock_at: Path, wanted: dict, found: Callable, force: bool) -> io.TextIOBase | None:
-    """The lock to hold while out is made; None, after saying so, where it is there with these settings.
+def open_output(args: argparse.Namespace, lock_at: Path, wanted: dict, found: Callable) -> io.IOBase | None:
+    """The lock to hold while --out is made; None, after saying so, where it is there with these settings.
 
-    found  reads the settings of the file at out. InputError: they differ, or another process is at work.
+    found  reads the settings of the file there. InputError: they differ, or another process is at work.
     """
-    if out.exists() and not force:  # before any lock: a finished output may lie on a read-only disk
-        refuse_difference(out, found(), wanted)
-        print(f"already done: {out}")
+    if args.out.exists() and not args.force:  # before any lock: it may lie on a read-only disk
+        refuse_difference(args.out, found(), wanted)
+        print(f"already done: {args.out}")
         return None
     return lock(lock_at)
 
@@ -865,10 +868,10 @@ def add_dataset_flags(parser: Parser) -> None:
     add("--noise-seed", type=SEED, help="which draw of the label noise (default: the input's, else 0)")
 
 
-def add_training_flags(parser: Parser, scoring: bool = False) -> None:
+def add_training_flags(parser: Parser, presets: dict = PRESETS) -> None:
     add = parser.add_argument
     for name, (kind, meaning) in HYPERPARAMETERS.items():
-        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name, scoring)})"
+        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name, presets)})"
         add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
     add("--precision", choices=["auto", "fp32", "bf16"], help=f"auto: bf16 if fast ({defaults('precision')})")
 
@@ -883,15 +886,9 @@ def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = Fals
     add("--force", action="store_true", help="start over where the output exists")
 
 
-def preset_values(preset: str, scoring: bool = False) -> dict:
-    """Of a preset; networks that score may differ: those that agree on what is easy are not those pruned."""
-    return PRESETS[preset] | (PRESETS[preset]["scoring"] if scoring else {})
-
-
-def defaults(name: str, scoring: bool = False) -> str:
+def defaults(name: str, presets: dict = PRESETS) -> str:
     """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
-    values = {preset: preset_values(preset, scoring)[name] for preset in PRESETS}
-    others = [f", {preset}: {value}" for preset, value in values.items() if value != CIFAR10[name]]
+    others = [f", {key}: {preset[name]}" for key, preset in presets.items() if preset[name] != CIFAR10[name]]
     return f"default: {CIFAR10[name]}{''.join(others)}"
 
 
@@ -900,26 +897,25 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError(f"--out must be a file that ends in {suffix}, not {path}")
 
 
-def resolve_preset(args: argparse.Namespace) -> dict:
-    """Preset and data set by name; a data set that names a preset selects it."""
+def resolve_preset(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
+    """Preset and data set by name, the first also by the second; flags not given get the preset's values."""
     if args.dataset == "folder" and not args.preset:
         raise InputError("--dataset folder needs --preset")
     preset = args.preset or args.dataset or "digits"
-    return {"preset": preset, "dataset": args.dataset or PRESETS[preset]["dataset"]}
+    for name, value in presets[preset].items():
+        if getattr(args, name, value) is None:
+            setattr(args, name, value)
+    return {"preset": preset, "dataset": args.dataset}
 
 
-def resolve_recipe(args: argparse.Namespace, device: torch.device, scoring: bool = False) -> dict:
+def resolve_recipe(args: argparse.Namespace, device: torch.device, presets: dict = PRESETS) -> dict:
     """Preset, data set, hyperparameters and precision; checked before any data are read."""
-    recipe = resolve_preset(args)
-    preset = preset_values(recipe["preset"], scoring)
-    for name in HYPERPARAMETERS:
-        given = getattr(args, name)
-        recipe[name] = preset[name] if given is None else given
+    recipe = resolve_preset(args, presets) | {name: getattr(args, name) for name in HYPERPARAMETERS}
     if recipe["depth"] % 6 != 2:
         raise InputError(f"--depth must be 6n + 2, not {recipe['depth']}")
     if recipe["milestones"] != sorted(set(recipe["milestones"])):
         raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
-    recipe["precision"] = resolve_precision(args.precision or preset["precision"], device)
+    recipe["precision"] = resolve_precision(args.precision, device)
     return recipe | OWN
 
 
@@ -1007,29 +1003,22 @@ def made_by(device: torch.device) -> dict:
             "host": socket.gethostname(), "command": command}  # fmt: skip
 
 
-def defer_signals() -> list[int]:
-    """From now on SIGTERM and SIGINT only add their number to the list; a second SIGINT ends the process."""
-    received = []
-
-    def note(number: int, frame: object) -> None:
+def on_signals(received: list | None = None) -> dict:
+    """Let SIGTERM and SIGINT raise Stopped, or only add their number to a list; returns the old handlers."""
+    def handle(number: int, frame: object) -> None:
+        # a second SIGINT ends us; not SIGTERM: Slurm sends it to us and to our parent, who passes it on
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
+        if received is None:
+            raise Stopped(number)
         received.append(number)
-        if number == signal.SIGINT:  # not SIGTERM: Slurm sends it to us and to our parent, who passes it on
-            signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
-    return received
-
-
-def raise_stopped(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
-    raise Stopped(number)
+    return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a stage's main and turn what it raises into one line on stderr and the exit status."""
     # set explicitly: a background job of a shell inherits an ignored SIGINT
-    before = {n: signal.signal(n, raise_stopped) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = on_signals()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that has no UTF-8 gets "?"
     name = Path(main.__code__.co_filename).name

@@ -7,8 +7,6 @@ python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out n
 """
 
 import argparse
-import csv
-import io
 import itertools
 import math
 import sys
@@ -77,9 +75,7 @@ class Run:
         return {"recipe": self.recipe, **self.settings}
 
 
-def train_group(
-    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list[int]
-) -> list[str]:
+def train_group(runs: list[Run], levels: int, data: common.Data, save_every: float, received: list) -> list:
     """Take runs through their levels side by side; returns a line for each that had to stop."""
     recipe = runs[0].recipe
     seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
@@ -128,7 +124,7 @@ LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
     """Save a trained level with the masks of the next one."""
-    weights = {name: t.cpu().clone() for name, t in member.weights().items()}
+    weights = {name: t.cpu().clone() for name, t in member.net.state_dict().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
     if run.borrowed:
         pruned = run.borrowed[run.level]
@@ -147,7 +143,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     common.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
-    write_results(run)
+    common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
     run.masks = {name: mask.cpu() for name, mask in pruned.items()}
     print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
                       f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
@@ -156,16 +152,6 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
 
 def level_path(folder: Path, level: int) -> Path:
     return folder / f"level{level:02d}.safetensors"
-
-
-def write_results(run: Run) -> None:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.rows)
-    path, content = run.folder / "results.csv", out.getvalue().encode()
-    if not path.exists() or path.read_bytes() != content:
-        common.atomic_write(path, content)
 
 
 # ------------------------------------------------------------ starting points, resuming
@@ -248,7 +234,7 @@ def resume(run: Run) -> None:
         run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
-        write_results(run)
+        common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
     else:
         (run.folder / "results.csv").unlink(missing_ok=True)
 
@@ -331,19 +317,18 @@ def main(argv: list[str] | None = None) -> None:
     runs = [read_start(path, out, recipe, data, settings) for path, out in zip(args.rewind, args.out)]
     for run, other in zip(runs, args.masks or ()):
         borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
-    by_name = sorted(runs, key=lambda run: run.folder)
-    held = [common.lock(run.folder / ".lock") for run in by_name]  # noqa: F841 - all or none
+    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):
                 path.unlink()
         resume(run)
-
-    received = common.defer_signals()
-    todo = [run for run in runs if run.level <= levels]
-    for run in runs:
         if run.level > levels:
             print(f"already done: {run.folder / 'results.csv'}")
+
+    received = []
+    common.on_signals(received)
+    todo = [run for run in runs if run.level <= levels]
     if todo:
         print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
                           "train loss", "steps", "seconds"), flush=True)  # fmt: skip

@@ -54,17 +54,6 @@ def take_first(members: list[np.ndarray], size: int, order: np.ndarray) -> np.nd
     return np.sort(np.concatenate([mine[:count] for mine, count in zip(members, counts)]))
 
 
-def warn_of_classes(counts: np.ndarray, classes: list[str]) -> None:
-    """Say on stderr what a subset with these examples per class cannot teach."""
-    lacking = [name for name, n in zip(classes, counts) if not n]
-    size, most = counts.sum(), counts.argmax()
-    text = f"no example of {len(lacking)} classes ({', '.join(lacking[:5])})" if lacking else ""
-    if 2 * counts[most] > size:
-        text += f"{', and ' if text else ''}{counts[most]} of {size} examples are {classes[most]}"
-    if text:
-        print(f"warning: {text}: --class-balanced takes the same number of every class", file=sys.stderr)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
@@ -101,10 +90,8 @@ def main(argv: list[str] | None = None) -> None:
         "seed": args.seed if random else None, "score": None if random else sidecar.get("select", "unnamed"),
         "scores_sha256": None if random else common.sha256(scores.tobytes()),
     }  # fmt: skip
-    held = common.open_output(
-        args.out, args.out.with_suffix(".lock"), config,
-        lambda: common.load_array(args.out, np.int64, (args.size,), data.fingerprint)[1], args.force,
-    )  # fmt: skip
+    held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
+        args.out, np.int64, (args.size,), data.fingerprint)[1])  # fmt: skip
     if not held:
         return
     if random:
@@ -116,7 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     common.save_array(args.out, subset, config | {"made_by": common.made_by(torch.device("cpu"))})
     counts = np.bincount(labels[subset], minlength=classes)
     print("examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts)))
-    warn_of_classes(counts, data.classes)
+    lacking = [name for name, count in zip(data.classes, counts) if not count]
+    if lacking or 2 * counts.max() > args.size:
+        print(f"warning: no example of {len(lacking)} classes ({', '.join(lacking[:5]) or 'all are there'}); "
+              f"{counts.max()} of {args.size} examples are {data.classes[counts.argmax()]}: --class-balanced "
+              "takes the same number of every class", file=sys.stderr)  # fmt: skip
     if noise["label_noise"]:
         wrong = labels != clean
         print(f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all examples")

@@ -91,7 +91,13 @@ class Curve:
         # init, all, random, easy, hard or custom; examples or None; steps; share of random labels; their rate
         self.key = tuple(self.settings[key] for key in KEY)
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
-        self.departs = departures(self.settings)
+        usual = common.PRESETS.get(self.settings["preset"], {}) | {"noise_seed": 0, "criterion": "magnitude"}
+        usual["class_balanced"] = self.scheme == "random"
+        usual["score"] = None if self.scheme in ("all", "init", "random", "custom") else "el2n"
+        usual |= NO_PRETRAINING if self.scheme == "init" else {}
+        asked = {key: v for key, v in self.settings.items() if key not in NOT_IN_PRESETS and v is not None}
+        # what a run has otherwise than its preset, or beside it
+        self.departs = {key: v for key, v in asked.items() if v != usual.get(key)}
         self.pruned = {key: v for key, v in self.settings.items() if key not in common.PRETRAINING}
         self.masks = self.settings.get("masks")  # the starting point whose masks it has; None: its own
 
@@ -114,16 +120,6 @@ class Curve:
         """{seed: mean accuracy over levels first to last} of the replicates that have them all."""
         reached = {seed: values for seed, values in self.accuracy.items() if first <= last < len(values)}
         return {seed: values[first : last + 1].mean() for seed, values in reached.items()}
-
-
-def departures(settings: dict) -> dict:
-    """The settings that a run has otherwise than its preset, or beside it."""
-    scheme, usual = settings["scheme"], common.PRESETS.get(settings["preset"], {})
-    usual = usual | {"class_balanced": scheme == "random", "noise_seed": 0, "criterion": "magnitude",
-                     "score": None if scheme in ("all", "init", "random", "custom") else "el2n"}  # fmt: skip
-    usual |= NO_PRETRAINING if scheme == "init" else {}
-    asked = {key: value for key, value in settings.items() if key not in NOT_IN_PRESETS and value is not None}
-    return {key: value for key, value in asked.items() if value != usual.get(key)}
 
 
 def name_curves(curves: list[Curve]) -> dict:
@@ -157,8 +153,8 @@ def deviation(values: np.ndarray) -> float:
 # ------------------------------------------------------------ reading
 
 
-def read_run(folder: Path) -> Curve:
-    """A run as the curve of one replicate: its results.csv, with the settings of a level file beside it."""
+def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarray]:
+    """Of a run: seed, settings that replicates share, subset's sha256, weights remaining, accuracy in %."""
     path = folder / "results.csv"
     with common.reading(path), open(path, newline="") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
@@ -171,23 +167,18 @@ def read_run(folder: Path) -> Curve:
         with common.reading(file):
             if rows and info["row"] != rows[info["row"]["level"]]:
                 raise InputError(f"{path}: its level {info['row']['level']} is not that of {file.name}")
-            seed, shared = replicate(info)
-            subset = info["recipe"]["subset_sha256"]
-            return Curve(shared, remaining, {seed: 100 * accuracy}, subsets={subset}, folders={seed: folder})
+            return *replicate(info), info["recipe"]["subset_sha256"], remaining, 100 * accuracy
     raise InputError(f"{path}: no level file beside it says what was trained")
 
 
 def replicate(info: dict) -> tuple[int, dict]:
     """Of a level file or a diverged.json: the seed, and all settings but that and what hangs on it."""
-    shared = {"order_seed": None, "criterion": "magnitude", "score": None}  # what older files do not say
-    shared |= info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
+    shared = info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
     seed = shared.pop("seed")
     if "masks" in shared and seed >= 1000:  # 1000 + k: a new start under the masks of k
         seed -= 1000
     if shared["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
         return seed, shared | dict.fromkeys(common.PRETRAINING) | NO_PRETRAINING
-    if shared["class_balanced"] is None:
-        shared["class_balanced"] = shared["scheme"] == "random"
     if shared["scheme"] not in ("easy", "hard", "custom") and shared["score"] is None:
         shared["subset_sha256"] = None  # nothing but chance chose it, for each seed anew
     return seed, shared
@@ -197,20 +188,18 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
     found, reordered = {}, 0
     for path in sorted(root.rglob("results.csv")):
-        run = read_run(path.parent)
-        c = found.setdefault(json.dumps(run.settings, sort_keys=True), Curve(run.settings, run.remaining))
-        (seed,) = run.accuracy
-        if run.settings["order_seed"] is not None:
+        seed, settings, subset, remaining, accuracy = read_run(path.parent)
+        c = found.setdefault(json.dumps(settings, sort_keys=True), Curve(settings, remaining))
+        if settings["order_seed"] is not None:
             reordered += 1
         elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
-        elif not len(run.remaining):
+        elif not len(remaining):
             print(f"note: {path.parent} has not finished a level yet")
         else:
-            c.remaining = max(c.remaining, run.remaining, key=len)
-            c.accuracy |= run.accuracy
-            c.folders |= run.folders
-            c.subsets |= run.subsets
+            c.remaining = max(c.remaining, remaining, key=len)
+            c.accuracy[seed], c.folders[seed] = accuracy, path.parent
+            c.subsets.add(subset)
     if reordered:
         print(f"note: {reordered} runs under a batch order of their own are for --figure barrier alone")
     for path in sorted(root.rglob("diverged.json")):
@@ -355,18 +344,15 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
 
 
 def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
-    """The panels of a figure of the paper, None: all. Figures 2 and 3 show the paper's size, else all."""
+    """The panels of a figure of the paper, None: all. Figures 2 and 3 show its steps and size, else all."""
     if figure in (None, "difference"):
         return panels
     panels = [p for p in panels if p.sizes and bool(p.noise) == (figure in "37")]
     if figure in "56":
         return panels if (preset == "cinic10") == (figure == "6") else []
-    if figure == "2":  # the steps that the paper speaks about, else the most
-        longest = max((p.step for p in panels), default=0)
-        panels = [p for p in panels if p.claimed] or [p for p in panels if p.step == longest]
     if figure in "23":
-        wanted = (SIZE_OF_FIGURE_2 if figure == "2" else SIZE_OF_FIGURE_3).get(preset)
-        panels = [p.only(wanted) if wanted in p.sizes else p for p in panels]
+        panels = [p for p in panels if p.claimed] or panels
+        panels = [p.only(p.claimed) if p.claimed in p.sizes else p for p in panels]
     return panels
 
 
@@ -475,16 +461,6 @@ def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison
 # ------------------------------------------------------------ drawing
 
 
-def save(page, path: Path) -> list[Path]:
-    """Write a picture as path.png and path.pdf."""
-    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
-    for target in paths:
-        content = io.BytesIO()
-        page.savefig(content, format=target.suffix[1:], dpi=150, bbox_inches="tight")
-        common.atomic_write(target, content.getvalue())
-    return paths
-
-
 @dataclass
 class Picture:
     """Lines with bands: (label, look, x, y, half the height of the band), the last three [points]."""
@@ -497,7 +473,7 @@ class Picture:
 
 
 def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False) -> list:
-    """Pictures side by side; one vertical range unless apart: that of the lines, a wide band is cut."""
+    """Pictures side by side, png and pdf; one vertical range unless apart, of lines: a wide band is cut."""
     import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
 
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -527,7 +503,12 @@ def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, 
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
                   handlelength=3.2)  # fmt: skip
     page.suptitle(f"{path.name}\n{note}", fontsize=11)
-    return save(page, path)
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
+    for target in paths:
+        content = io.BytesIO()
+        page.savefig(content, format=target.suffix[1:], dpi=150, bbox_inches="tight")
+        common.atomic_write(target, content.getvalue())
+    return paths
 
 
 def draw_figure(figure: str | None, panels: list[Panel], margin: float, path: Path) -> list[Path]:
@@ -610,13 +591,6 @@ VERDICTS = ("experiment", "label_noise", "pretrain_lr", "a", "b", "first_level",
             "without", "difference", "low", "high", "margin_needed", "verdict", "dominates")  # fmt: skip
 
 
-def write_csv(path: Path, rows: list[list]) -> Path:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    common.atomic_write(path, text.getvalue().encode())
-    return path
-
-
 def table(title: str, rows: list[list]) -> str:
     """A Markdown table, aligned so that a terminal shows it well; the first row is the head."""
     rows = [[str(cell) for cell in row] for row in rows]
@@ -695,11 +669,11 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             c.twin = None if c.departs else theirs.get(c.key)
         panels, shown = make_panels(curves, preset), []
         for figure in args.figure:
-            if figure in OF_PAIRS:
-                paths += OF_PAIRS[figure](name, as_one(panels), args)
+            if figure in ("masks", "barrier"):
+                draw = draw_masks if figure == "masks" else draw_barrier
+                paths += draw(name, as_one(panels), args)
                 continue
-            controls = figure == "controls"
-            chosen = make_controls(curves) if controls else choose(figure, panels, preset)
+            chosen = make_controls(curves) if figure == "controls" else choose(figure, panels, preset)
             if chosen:
                 ending = f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
                 paths += draw_figure(figure, chosen, args.margin, args.out / (name + ending))
@@ -726,12 +700,11 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         text = "\n".join(filter(None, tables))
         print(text)
         common.atomic_write(args.out / "summary.md", (text.lstrip() + "\n").encode())
-        paths += [write_csv(args.out / "summary.csv", numbers)]
-        paths += [write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
+        paths += [common.write_csv(args.out / "summary.csv", numbers)]
+        paths += [common.write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
     elif not paths:
-        known = sorted({curves[0].settings["preset"] for curves in experiments.values()})
-        where = args.runs or args.paper
-        raise InputError(f"nothing of this preset and figure in {where}; it has {', '.join(known)}")
+        known = ", ".join(sorted({curves[0].settings["preset"] for curves in experiments.values()}))
+        raise InputError(f"nothing of this preset and figure in {args.runs or args.paper}; it has {known}")
     return paths
 
 
@@ -817,7 +790,7 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
                 for title, of in shown.items()]  # fmt: skip
     note = "band: one sample std. deviation; thin: chance"
     paths = draw_page(args.out / f"{name}-masks", pictures, note) if pictures else []
-    return [*paths, write_csv(args.out / f"{name}-masks.csv", rows)]
+    return [*paths, common.write_csv(args.out / f"{name}-masks.csv", rows)]
 
 
 def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
@@ -862,7 +835,7 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
     drawn = [(0, 2), (0, 3), (2, 3)] if known else [(0, 2)]
     pictures += [of_starts(panel, found, starts, x, y) for x, y in drawn]
     paths += draw_page(args.out / f"{name}-barrier", pictures, "band: one sample std. deviation", apart=True)
-    return [*paths, write_csv(args.out / f"{name}-barrier.csv", rows)]
+    return [*paths, common.write_csv(args.out / f"{name}-barrier.csv", rows)]
 
 
 def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: int, y: int) -> Picture:
@@ -877,17 +850,14 @@ def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: in
     return Picture(lines, f"{len(known)} starts, rank correlation {rho:+.2f}", what[x], what[y])
 
 
-OF_PAIRS = {"masks": draw_masks, "barrier": draw_barrier}  # of runs
-
-
 # ------------------------------------------------------------ command line
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
-    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", *OF_PAIRS], metavar="F",
+    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", "masks", "barrier"], metavar="F",
         help="2 to 7 of the paper; difference, controls, masks, barrier (default: every panel there is)")
     add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
     add("--preset", choices=common.PRESETS, help="only the experiments of this one")
@@ -900,13 +870,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.figure = list(dict.fromkeys(args.figure or [None]))
     if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
         raise InputError("--levels must be FIRST <= LAST, from 0")
-    if not args.runs and (not args.paper or {*args.figure} & {"controls", *OF_PAIRS}):
+    if not args.runs and (not args.paper or {*args.figure} & {"controls", "masks", "barrier"}):
         raise InputError("a folder with runs is needed, or --paper to draw the published curves alone")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
     with common.reading(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):

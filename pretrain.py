@@ -16,16 +16,6 @@ import common
 from common import InputError
 
 
-def check_subset(path: Path, subset: np.ndarray, n: int) -> None:
-    """InputError unless subset [M] holds at least one index, all within n examples and none twice."""
-    if not len(subset):
-        raise InputError(f"{path}: holds no index")
-    for index in subset[(subset < 0) | (subset >= n)]:
-        raise InputError(f"{path}: index {index}, but there are {n} training examples")
-    if (np.diff(subset) <= 0).any():
-        raise InputError(f"{path}: is not ascending, or holds an index twice")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
@@ -53,7 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     subset, sidecar = None, {}
     if args.subset:
         subset, sidecar = common.load_array(args.subset, np.int64, (None,), data.fingerprint)
-        check_subset(args.subset, subset, len(clean))
+        if not len(subset):
+            raise InputError(f"{args.subset}: holds no index")
+        for index in subset[(subset < 0) | (subset >= len(clean))]:
+            raise InputError(f"{args.subset}: index {index}, but there are {len(clean)} training examples")
+        if (np.diff(subset) <= 0).any():
+            raise InputError(f"{args.subset}: is not ascending, or holds an index twice")
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, len(data.classes), **noise)
     recipe |= noise | {
@@ -63,10 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         "subset_size": None if subset is None else len(subset),
         "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
     }  # fmt: skip
-    held = common.open_output(
-        args.out, args.out.parent / ".lock", recipe,
-        lambda: common.check_recipe(args.out, common.load_tensors(args.out)[1]), args.force,
-    )  # fmt: skip
+    held = common.open_output(args, args.out.parent / ".lock", recipe, lambda: common.check_recipe(
+        args.out, common.load_tensors(args.out)[1]))  # fmt: skip
     if not held:
         return
     member = common.Member("pre-training", recipe, data, args.seed)
@@ -78,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         common.save_divergence(args.out.parent, recipe=recipe, settings={}, level=None, step=member.step)
         raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
     info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
-    common.save_tensors(args.out, member.weights(), info)
+    common.save_tensors(args.out, member.net.state_dict(), info)
     (args.out.parent / "diverged.json").unlink(missing_ok=True)
     what = f"{recipe['scheme']}, {len(group.subset)} examples"
     what += f", {noise['label_noise']:.0%} random labels" if noise["label_noise"] else ""

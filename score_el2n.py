@@ -45,7 +45,8 @@ def reliability(networks: np.ndarray) -> tuple[float, float, float, float]:
 def score_missing(scored: dict[str, Tensor], path: Path, config: dict, data: common.Data, labels: Tensor,
                   at_once: int | None) -> list[str]:  # fmt: skip
     """Train and score the networks not in scored {number: [N]}, saving each; returns those that failed."""
-    received, failed = common.defer_signals(), []
+    received, failed = [], []
+    common.on_signals(received)
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
     for share in common.even_groups(todo, at_once, labels.device):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
-    common.add_training_flags(parser, scoring=True)
+    common.add_training_flags(parser, common.SCORING_PRESETS)
     add("--networks", type=common.within("[1, 10000]", int), help=f"K ({common.defaults('networks')})")
     add("--steps", type=common.COUNT, help=f"t, optimizer steps of each ({common.defaults('el2n_steps')})")
     add("--seed", type=common.SEED, default=0, help="another seed scores with other networks (default: 0)")
@@ -82,10 +83,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     device = common.resolve_device(args.device)
-    recipe = common.resolve_recipe(args, device, scoring=True)
-    preset = common.PRESETS[recipe["preset"]]
-    count = preset["networks"] if args.networks is None else args.networks
-    steps = preset["el2n_steps"] if args.steps is None else args.steps
+    recipe = common.resolve_recipe(args, device, common.SCORING_PRESETS)
+    steps = common.PRESETS[recipe["preset"]]["el2n_steps"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
         raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
     noise = common.resolve_noise(args, {})
@@ -93,13 +92,10 @@ def main(argv: list[str] | None = None) -> None:
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     del recipe["pretrain_lr"]  # scoring does not use it
-    config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": count,
+    config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": args.networks,
                                "steps": steps, "seed": args.seed, "classes": len(data.classes)}  # fmt: skip
-    n = len(data.labels)
-    held = common.open_output(
-        args.out, args.out.with_suffix(".lock"), config,
-        lambda: common.load_array(args.out, np.float32, (n,), data.fingerprint)[1], args.force,
-    )  # fmt: skip
+    held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
+        args.out, np.float32, data.labels.shape, data.fingerprint)[1])  # fmt: skip
     if not held:
         return
     scored, progress = {}, args.out.with_suffix(".networks.safetensors")
@@ -116,10 +112,10 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         raise common.Failure(f"the loss was not finite in {', '.join(failed)}: try a lower --lr")
 
-    networks = np.stack([scored[str(k + 1)].numpy() for k in range(count)])
+    networks = np.stack([scored[str(k + 1)].numpy() for k in range(args.networks)])
     scores = networks.astype(np.float64).mean(0).astype(np.float32)
     common.save_array(args.out, scores, config | {"made_by": common.made_by(device)})
-    if count > 1:
+    if args.networks > 1:
         rho, of_mean, between, overlap = reliability(networks)
         text = f"{of_mean:.3f}" if rho > 0 else "none, they disagree"
         print(f"rank correlation between networks {rho:.3f}   reliability of the mean {text}   "
@@ -127,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         if between < 0.7:
             print(f"warning: two halves of the networks agree by {between:.2f} only, what is easy is partly "
                   "chance: more --networks or --steps", file=sys.stderr)  # fmt: skip
-    print(f"scores of {n} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
+    print(f"scores of {len(scores)} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
           f"max {scores.max():.4f}")  # fmt: skip
     print(args.out)
 

@@ -125,6 +125,21 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
 
 
+@pytest.fixture
+def pages(monkeypatch):
+    """The pages that a command draws, kept instead of written."""
+    from matplotlib.figure import Figure
+
+    kept = []
+
+    def keep(page, *args, **more):
+        if page not in kept:  # as png and as pdf
+            kept.append(page)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept
+
+
 def made(folder):
     """Every file below a folder by name, without seconds and commands: what the same work makes again."""
     found = {}

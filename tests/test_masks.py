@@ -126,7 +126,7 @@ def test_barriers_against_plain_pytorch(digits):
         member = common.Member("x", recipe(), digits, 0)
         member.seed = seed  # another order from the same weights
         list(common.train(common.Group([member], digits, recipe()), 40, peak=0.3))
-        ends.append({name: t.clone() for name, t in member.weights().items()})
+        ends.append({name: t.clone() for name, t in member.net.state_dict().items()})
 
     def at(t, images):
         net = common.ResNet(8, 2, 1, 10).eval()
@@ -218,9 +218,7 @@ def test_figure_barrier_and_its_scores(ok, controls, digits, tmp_path):
     assert json.loads((tmp_path / "connected.json").read_text())["score"] == "barrier"
 
 
-def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, monkeypatch, tmp_path):
-    pages = []
-    monkeypatch.setattr(plot, "save", lambda page, path: pages.append(page) or [path])
+def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, pages, tmp_path):
     ok("plot", controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
     (ax,) = pages[0].axes
     rows = {row["last_level"]: row for row in read_csv(tmp_path / "verdicts.csv")

@@ -32,7 +32,8 @@ def fake_run(root, scheme, size, step, seed, accuracy, noise=0.0, rate=0.4, **se
               "subset_size": size, "rewind_step": step, "seed": seed, "label_noise": noise,
               "noise_seed": 0, "pretrain_lr": rate, "class_balanced": None,
               "subset_sha256": subset, "score": None}  # fmt: skip
-    info = {"prune_fraction": 0.2, "order_seed": None, "rewind_sha256": f"{folder}"}
+    info = {"prune_fraction": 0.2, "order_seed": None, "criterion": "magnitude",
+            "rewind_sha256": f"{folder}"}  # fmt: skip
     info |= settings.pop("own", {})
     for key, value in settings.items():
         (info if key in info else recipe)[key] = value
@@ -101,14 +102,6 @@ def paper():
 
 def find(curves, scheme, size=None, step=200, noise=0.0):
     return next(c for c in curves if c.key[:4] == (scheme, size, step, noise))
-
-
-@pytest.fixture
-def pages(monkeypatch):
-    """The pages that a command draws, kept instead of written."""
-    kept = []
-    monkeypatch.setattr(plot, "save", lambda page, path: kept.append(page) or [path])
-    return kept
 
 
 def lines_of(ax):

@@ -28,7 +28,7 @@ def test_members_side_by_side_equal_members_alone(digits):
     group, storage = common.Group(together[::-1], digits, recipe()), together[0].net.conv.weight.data_ptr()
     for level in (1, 2):
         for m, start in zip([*alone, *together], starts * 2):
-            m.rewind({name: t.clone() for name, t in m.weights().items()}, m.masks, start)
+            m.rewind({name: t.clone() for name, t in m.net.state_dict().items()}, m.masks, start)
         for m in alone:
             run([m], digits, 25, level=level)
         for done in common.train(group, 25, peak=0.1, level=level):
@@ -43,7 +43,7 @@ def test_all_data_pretraining_is_the_beginning_of_level_0(digits):
     run([whole], digits, 30)
     run([parts], digits, 11)
     run([parts], digits, 30)
-    assert equal(whole.weights(), parts.weights())
+    assert equal(whole.net.state_dict(), parts.net.state_dict())
     assert not same(whole, member(digits))
 
 
