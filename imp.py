@@ -1,7 +1,8 @@
 """Iterative magnitude pruning with rewinding (paper, Algorithm 1), for one or many starting points.
 
 reads   rewind.safetensors (weights at step t_r and the recipe), the training set
-writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv, in between state.safetensors
+writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv; state.safetensors while a
+        level is unfinished; diverged.json where a loss was not finite
 python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
 python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out new/under-its-masks
 """

@@ -1,8 +1,8 @@
 """Draw the paper's figures from run folders, beside the published curves, and say what the numbers support.
 
 reads   RUNS_ROOT/**/results.csv with the settings from the level files beside each; paper_curves.json
-writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison), summary.md
-        of masks and barrier NAME-masks.csv, NAME-barrier.csv, barrier-NAME-CURVE.npy (scores: low is stable)
+writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison), summary.md;
+        for masks *-masks.csv, for barrier *-barrier.csv and barrier-*.npy (scores: low is stable)
 
 python plot.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
 python plot.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
@@ -190,7 +190,7 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     for path in sorted(root.rglob("results.csv")):
         seed, settings, subset, remaining, accuracy = read_run(path.parent)
         c = found.setdefault(json.dumps(settings, sort_keys=True), Curve(settings, remaining))
-        if settings["order_seed"] is not None:
+        if settings.get("order_seed") is not None:
             reordered += 1
         elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")

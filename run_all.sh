@@ -2,12 +2,12 @@
 # The whole experiment: score, choose subsets, pre-train, prune iteratively, draw. Needs bash 4.4, GNU's xargs and flock.
 #
 #   bash run_all.sh                   the digits demonstration: minutes on a laptop, no GPU, no network
-#   bash run_all.sh PRESET [FIGURE]   cifar10-small, cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5, fig6,
-#     fig7; tstar: how long to pre-train; controls: other starts, and shuffles, under the masks of two curves;
-#     stability: figure 2 in a second batch order
+#   bash run_all.sh PRESET [FIGURE]   cifar10-small, cifar10, cifar100 or cinic10; fig2 (default), fig3, fig5 (and 4),
+#     fig6 (of cinic10, and 4), fig7; tstar: how long to pre-train; controls: other starts, and shuffles, under the
+#     masks of two curves; stability: figure 2 in a second batch order
 #
-# Finished work is skipped, so after an interruption or a failure the same line goes on. From the environment:
-#   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET/FIGURE
+# Finished work is skipped, so after an interruption or a failure the same line goes on. From the environment, say:
+#   SEEDS="0 1 2 3"  LEVELS=16  DATA_DIR=data  DATASET=folder  RUNS=runs/PRESET  FIGURES=figures/PRESET[/FIGURE]
 #   FLAGS (for score_el2n.py and pretrain.py)  SCORE_FLAGS  IMP_FLAGS  PYTHON=python
 #   T_STAR=400  SIZES="256 512": other pre-training steps and subset sizes than the preset's, for data of your own
 #   NOISE="10 50": percent of random labels, of figures 3 and 7
