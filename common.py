@@ -253,7 +253,7 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
             raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
     with ThreadPoolExecutor() as pool:
         images = list(tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False))
-    arrays = [np.array(part) for part in (images[:n], labels[:n], images[n:], labels[n:])]
+    arrays = [np.array(each) for each in (images[:n], labels[:n], images[n:], labels[n:])]
     tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
     # two processes must not write one file at once; a read-only folder goes without
     with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):

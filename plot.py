@@ -473,7 +473,7 @@ class Picture:
 
 
 def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False) -> list:
-    """Pictures side by side, png and pdf; one vertical range unless apart, of lines: a wide band is cut."""
+    """Pictures side by side, as png and pdf; unless apart, of one vertical range."""
     import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
 
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -490,7 +490,7 @@ def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, 
             ax.fill_between(x, y - half, y + half, color=look["color"], alpha=0.15, linewidth=0)
         shown = [y for q in ([p] if apart else pictures) for _, _, _, y, _ in q.lines]
         low, high = np.nanmin(np.concatenate(shown)), np.nanmax(np.concatenate(shown))
-        room = 0.05 * (high - low) or 1
+        room = 0.05 * (high - low) or 1  # the range is that of the lines: a wide band is cut
         ax.set(xlabel=p.xlabel, ylabel=p.ylabel, ylim=(low - room, high + room))
         ax.set_title(p.title, fontsize=10)
         if p.ticks:

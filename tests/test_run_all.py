@@ -96,7 +96,7 @@ def test_the_cost(tmp_path):
 @pytest.mark.parametrize("words", [
     "imagenet", "cifar10 fig9", "digits fig7", "cifar100 fig6", "cinic10 fig5", "cifar10 fig2 more",
     "JOBS=0", "JOBS=-1", "JOBS=x", "LEVELS=many", "LEVELS=-1", "LEVELS=08", "LEVELS=9999999999999", "WIDTH=0",
-    "LAUNCHER=pbs", "SEEDS=0,1", "SIZES=1k", "T_STAR=5", "T_STAR=0", "PYTHON=none",
+    "LAUNCHER=pbs", "NOISE=half", "SEEDS=0,1", "SIZES=1k", "T_STAR=5", "T_STAR=0", "PYTHON=none",
     "LAUNCHER=slurm DRY_RUN=1 RUNS=50%/runs",  # a pattern to Slurm
 ])  # fmt: skip
 def test_bad_arguments_and_settings_are_one_line(tmp_path, words):
