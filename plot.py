@@ -664,6 +664,8 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         preset = curves[0].settings["preset"]
         if args.preset not in (None, preset):
             continue
+        if args.levels and first >= max(len(c.remaining) for c in curves):
+            raise InputError(f"--levels: {name} has no level {first}")
         theirs = {c.key: replace(c, variant=" (published)") for c in published.get(preset, []) if args.runs}
         for c in curves:
             c.twin = None if c.departs else theirs.get(c.key)
@@ -683,8 +685,6 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         # of one panel in several figures, the tables take the one with most sizes
         shown = {(p.noise, p.rate, p.title): p for p in sorted(shown, key=lambda p: len(p.sizes))}.values()
         drawn = list(dict.fromkeys(c for p in shown for c in p.curves))
-        if args.levels and first >= max((len(c.remaining) for c in drawn), default=np.inf):
-            raise InputError(f"--levels: {name} has no level {first}")
         for c in [*drawn, *(c.twin for c in drawn if c.twin)]:
             of = [name, "paper" if c.published else "runs", c.name, *c.key]
             values = zip(c.remaining, c.n, c.mean / 100, c.std / 100)

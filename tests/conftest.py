@@ -164,6 +164,26 @@ TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "T_STAR": "20", "SIZES": "256",
              "FLAGS": "--depth 8 --width 2 --total-steps 150 --milestones 125"}  # fmt: skip
 
 
+NOTE = """#!/usr/bin/env bash
+echo "${CUDA_VISIBLE_DEVICES-none}|${OMP_NUM_THREADS-free}|$*" >>noted
+[[ $* != *${BREAKS-nothing}* ]] || { echo "it broke" >&2; exit ${STATUS-1}; }
+[[ $* != *imp.py* ]] || sleep ${SLEEP-0}
+"""
+
+
+def taking_notes(folder):
+    """A Python that only notes how it was called: devices, threads and command line, for noted()."""
+    path = folder / "fake python"
+    path.write_text(NOTE)
+    path.chmod(0o755)
+    return path
+
+
+def noted(folder):
+    """[devices, threads, command line] of every process."""
+    return [line.split("|") for line in (folder / "noted").read_text().splitlines()]
+
+
 def run_all(*arguments, cwd, **environment):
     """`bash run_all.sh ...` with this Python and these variables, free of those of the caller's machine."""
     environment = {"PYTHON": sys.executable} | {k: str(v) for k, v in environment.items()}

@@ -203,10 +203,12 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
     weights, info = common.load_tensors(bad)
     weights["linear.weight"] *= 1e38
     common.save_tensors(bad, weights, info)
-    command = ["imp", bad, good, "--levels", 1, "--at-once", 2]
-    refused(command, "bad: the loss is not finite at level 0, step 6", status=1)
-    assert len(read_csv(tmp_path / "good" / "results.csv")) == 2
-    assert not (tmp_path / "bad" / "results.csv").exists()
+    ok("imp", good, "--levels", 1, "--out", tmp_path / "alone")
+    outs = ["--out", tmp_path / "lost", tmp_path / "goes on"]
+    together = ["imp", bad, good, "--levels", 1, "--at-once", 2, *outs]
+    refused(together, "lost: the loss is not finite at level 0, step 6", status=1)  # its first
+    assert made(tmp_path / "goes on") == made(tmp_path / "alone")
+    assert not (tmp_path / "lost" / "results.csv").exists()
 
 
 # ---------------------------------------------------------------- killed and continued

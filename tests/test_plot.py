@@ -1,6 +1,5 @@
 """Figures, tables and verdicts: what is drawn is in the files, what is said is what the numbers support."""
 
-import csv
 import itertools
 import json
 import math
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import scipy.stats
-from conftest import ROOT
+from conftest import ROOT, read_csv
 
 import common
 import plot
@@ -58,14 +57,6 @@ def curve(accuracy, scheme="easy", size=64, step=2, seeds=None, noise=0.0, **mor
     remaining = 0.8 ** np.arange(max(map(len, rows)))
     given = dict(zip(range(len(rows)) if seeds is None else seeds, rows))
     return plot.Curve(settings(scheme, size, step, noise), remaining, given, **more)
-
-
-def draw(*argv):
-    return common.cli(plot.main, [*map(str, argv)])
-
-
-def read_csv(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def verdicts(folder, a, b):
@@ -111,8 +102,8 @@ def lines_of(ax):
 # ------------------------------------------------------------ drawn numbers
 
 
-def test_numbers_drawn_equal_the_numbers_in_the_files(root, tmp_path, pages):
-    assert draw(root, "--out", tmp_path) == 0
+def test_numbers_drawn_equal_the_numbers_in_the_files(ok, root, tmp_path, pages):
+    ok("plot", root, "--out", tmp_path)
     (ax,) = pages[0].axes
     lines, values = lines_of(ax), accuracies(root, "all-None-t4*/*/results.csv")
     expected = {
@@ -139,10 +130,9 @@ def test_numbers_drawn_equal_the_numbers_in_the_files(root, tmp_path, pages):
     np.testing.assert_allclose(ax.get_ylim(), (means.min() - room, means.max() + room))
 
 
-def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
+def test_command_writes_pictures_and_every_number(ok, root, tmp_path):
     out = tmp_path / "figures"
-    assert draw(root, "--out", out) == 0
-    printed, summary = capsys.readouterr().out, read_csv(out / "summary.csv")
+    printed, summary = ok("plot", root, "--out", out), read_csv(out / "summary.csv")
     assert (out / "cifar10.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "cifar10.pdf").read_bytes()[:4] == b"%PDF"
     assert (out / "summary.md").read_text().strip() in printed
@@ -166,9 +156,9 @@ def test_command_writes_pictures_and_every_number(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("preset", ["cifar10", "cifar100", "cinic10"])
-def test_every_figure_of_the_paper_from_its_own_curves(preset, tmp_path):
+def test_every_figure_of_the_paper_from_its_own_curves(ok, preset, tmp_path):
     figures = {"cifar10": "23457", "cifar100": "245", "cinic10": "246"}[preset]
-    assert draw("--paper", PAPER, "--preset", preset, "--figure", *"234567", "--out", tmp_path) == 0
+    ok("plot", "--paper", PAPER, "--preset", preset, "--figure", *"234567", "--out", tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
         *(f"{preset}-published-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")),
         "summary.csv", "summary.md", "verdicts.csv",
@@ -197,7 +187,7 @@ def test_figures_choose_their_curves(paper):
     assert sizes("3", "cifar100") == sizes("6", "cifar10") == sizes("5", "cinic10") == []
 
 
-def test_figures_2_and_3_of_the_small_presets_have_balanced_easy_subsets_beside_easy(tmp_path, pages, capsys):
+def test_figures_2_and_3_of_the_small_presets_have_balanced_easy_subsets_beside_easy(ok, tmp_path, pages):
     for preset, size in (("cifar10-small", 3200), ("digits", 256)):
         t = common.PRESETS[preset]["t_star"]
         usual = {key: value for key, value in common.PRESETS[preset].items() if key in common.HYPERPARAMETERS}
@@ -210,22 +200,22 @@ def test_figures_2_and_3_of_the_small_presets_have_balanced_easy_subsets_beside_
                 fake_run(root / where, "easy", size, t // 2, seed, [0.9, 0.8 + seed / 1000], noise, rate,
                          class_balanced=balanced, score="el2n", **usual)  # fmt: skip
         pages.clear()
-        assert draw(root, "--figure", "2", "3", "--out", tmp_path) == 0
+        printed = ok("plot", root, "--figure", 2, 3, "--out", tmp_path)
+        clean, noisy = printed.split("50% random labels: accuracy")
         for page in pages:
             lines, easy = lines_of(page.axes[0]), f"easy {size}, {t // 2} steps"
             assert lines[f"{easy} (n=3)"].get_color() != lines[f"{easy}, balanced (n=3)"].get_color()
-        clean, noisy = capsys.readouterr().out.split("50% random labels: accuracy")
         for printed, says in ((clean, "no worse: supported"), (noisy, "better: supported")):
             rows = table_rows(printed, easy, f"all data, {t} steps")
             assert [row[9] for row in rows] == [says, ""]  # the paper says nothing about balanced ones
 
 
-def test_ours_before_the_published_curves(tmp_path, pages, capsys):
+def test_ours_before_the_published_curves(ok, tmp_path, pages):
     made = np.random.default_rng(3)
     for seed in range(2):
         for scheme, size, step in (("easy", 3200, 200), ("all", None, 400), ("random", 77, 200)):
             fake_run(tmp_path / "runs", scheme, size, step, seed, made.uniform(0.7, 0.9, 17))
-    assert draw(tmp_path / "runs", "--figure", "5", "4", "--paper", PAPER, "--out", tmp_path) == 0
+    printed = ok("plot", tmp_path / "runs", "--figure", 5, 4, "--paper", PAPER, "--out", tmp_path)
     raw = next(c for c in json.loads(PAPER.read_text())["curves"] if (c["dataset"], c["label_noise"],
                c["scheme"], c["subset_size"]) == ("cifar10", 0.0, "easy", 3200))  # fmt: skip
     by_level, by_size = lines_of(pages[0].axes[1]), lines_of(pages[1].axes[1])
@@ -235,19 +225,19 @@ def test_ours_before_the_published_curves(tmp_path, pages, capsys):
         (easy,) = (name for name in thin if "easy" in name)
         np.testing.assert_allclose(lines[easy].get_ydata(), 100 * np.array(wanted))
     ours = accuracies(tmp_path / "runs", "easy*/*/results.csv")[:, 1:].mean()
-    (row,) = table_rows(capsys.readouterr().out, "easy 3200", "easy 3200, 200 steps (published)")
+    (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
     assert float(row[2]) == pytest.approx(ours - 100 * np.mean(raw["mean"][1:17]), abs=0.005)
     assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"runs", "paper"}
 
 
-def test_figure_4_is_accuracy_against_subset_size(tmp_path, pages):
+def test_figure_4_is_accuracy_against_subset_size(ok, tmp_path, pages):
     made = np.random.default_rng(3)
     for seed in range(2):
         fake_run(tmp_path, "all", None, 4, seed, made.uniform(0.7, 0.9, 11))
         for size in (512, 64, 128):
             fake_run(tmp_path, "easy", size, 2, seed, made.uniform(0.7, 0.9, 11))
         fake_run(tmp_path / "b", "easy", 128, 2, seed, made.uniform(0.7, 0.9, 11), class_balanced=True)
-    assert draw(tmp_path, "--figure", "4", "--out", tmp_path) == 0
+    ok("plot", tmp_path, "--figure", 4, "--out", tmp_path)
     first, second = pages[0].axes
     assert (first.get_title()[:8], second.get_title()[:8]) == ("level 8,", "level 10")
     lines = lines_of(first)
@@ -305,15 +295,15 @@ def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(tmp_path)
     (dict(own={"shuffled": True}), ["", ", shuffled"]),
     (dict(subset_sha256="abcdef"), [", #abcd", ", #easy"]),
 ])  # fmt: skip
-def test_names_say_what_departs(tmp_path, changed, names, capsys):
+def test_names_say_what_departs(ok, tmp_path, changed, names):
     """The baseline keeps its name, in whatever order the two are found, and a row compares them."""
     for order in ("ab", "ba"):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         for seed in range(3):
             fake_run(tmp_path / "runs" / order[0], "easy", 32, 2, seed, [0.9, 0.8 + seed / 100])
             fake_run(tmp_path / "runs" / order[1], "easy", 32, 2, seed, [0.9, 0.7 + seed / 100], **changed)
-        assert draw(tmp_path / "runs", "--out", tmp_path) == 0
-        printed, (row, *_) = capsys.readouterr().out, read_csv(tmp_path / "verdicts.csv")
+        printed = ok("plot", tmp_path / "runs", "--out", tmp_path)
+        row, *_ = read_csv(tmp_path / "verdicts.csv")
         assert {row["a"], row["b"]} == {f"easy 32, 2 steps{name}" for name in names}
         assert abs(float(row["difference"])) == pytest.approx(10)
         assert table_rows(printed, row["a"], row["b"])
@@ -322,20 +312,20 @@ def test_names_say_what_departs(tmp_path, changed, names, capsys):
     assert looks[0] != looks[1]
 
 
-def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(tmp_path, capsys):
+def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(ok, tmp_path):
     for where, own in (("paper", {}), ("other", {"own": {"net": "cnn"}, "depth": 14})):
         for scheme, size, step in (("all", None, 400), ("easy", 3200, 200)):
             for seed in range(2):
                 fake_run(tmp_path / where, scheme, size, step, seed, [0.9, 0.8 + seed / 100], **own)
-        assert draw(tmp_path / where, "--paper", PAPER, "--out", tmp_path / "figures") == 0
-        printed, departs = capsys.readouterr().out, where == "other"
+        printed = ok("plot", tmp_path / where, "--paper", PAPER, "--out", tmp_path / "figures")
+        departs = where == "other"
         assert [word in printed for word in ("net cnn", "depth 14 (preset: 20)")] == [departs, departs]
         assert bool(table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")) == (not departs)
         assert "easy 3200, 200 steps, " not in printed  # what all share tells nothing apart
         assert (": supported" in printed) == (not departs)  # what the paper says is about its own setting
     fake_run(tmp_path / "rate", "easy", 3200, 200, 0, [0.8, 0.7], rate=0.05)
-    draw(tmp_path / "rate", "--paper", PAPER, "--out", tmp_path / "figures")
-    assert "pretrain_lr 0.05 (preset: 0.4)" in capsys.readouterr().out
+    printed = ok("plot", tmp_path / "rate", "--paper", PAPER, "--out", tmp_path / "figures")
+    assert "pretrain_lr 0.05 (preset: 0.4)" in printed
 
 
 def test_pictures_of_all_curves_say_label_noise_and_rate_in_their_names():
@@ -347,22 +337,20 @@ def test_pictures_of_all_curves_say_label_noise_and_rate_in_their_names():
         curves.append(plot.Curve(curves[0].settings | {"pretrain_lr": 0.1}, curves[0].remaining, {0: [9, 8]}))
 
 
-def test_matching_refers_to_all_data_trained_alike(tmp_path, capsys):
+def test_matching_refers_to_all_data_trained_alike(ok, tmp_path):
     for seed in range(3):
         fake_run(tmp_path, "all", None, 4, seed, [0.9, 0.8])
         fake_run(tmp_path, "easy", 32, 2, seed, [0.9, 0.8])
         fake_run(tmp_path / "hack", "easy", 32, 2, seed, [0.9, 0.8], depth=32)  # without its own all@t*
-    draw(tmp_path, "--out", tmp_path)
-    printed = capsys.readouterr().out
-    assert [row[6] for row in table_rows(printed, "easy 32, 2 steps", "all data, 4 steps")] == [
-        "no worse: matching"]  # fmt: skip
+    printed = ok("plot", tmp_path, "--out", tmp_path)
+    (row,) = table_rows(printed, "easy 32, 2 steps", "all data, 4 steps")
+    assert row[6] == "no worse: matching"
     assert (1, 1) in verdicts(tmp_path, "easy 32, 2 steps, depth=32", "all data, 4 steps")  # compared, though
     for seed in range(3):
         fake_run(tmp_path / "hack", "all", None, 4, seed, [0.9, 0.85], depth=32)
-    draw(tmp_path, "--out", tmp_path)
-    ((*_, found),) = [row[:7] for row in table_rows(capsys.readouterr().out, "easy 32, 2 steps, depth=32",
-                                                    "all data, 4 steps, depth=32")]  # fmt: skip
-    assert found == "worse: not matching"
+    printed = ok("plot", tmp_path, "--out", tmp_path)
+    (row,) = table_rows(printed, "easy 32, 2 steps, depth=32", "all data, 4 steps, depth=32")
+    assert row[6] == "worse: not matching"
 
 
 def test_a_picture_has_one_preset_data_set_and_test_set(tmp_path):
@@ -395,7 +383,7 @@ def test_what_is_no_replicate_is_said_and_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("level", "step", "where"), [(2, 17, "level 2, step 17"), (None, 3, "pre-training")])
-def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, step, where, capsys):
+def test_replicates_that_diverged_or_are_unfinished_are_named(ok, tmp_path, level, step, where):
     for seed in range(5):
         fake_run(tmp_path / "runs", "all", None, 4, seed, [0.9, 0.8, 0.7])
         if seed < 4:
@@ -409,8 +397,7 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(tmp_path, level, s
     if level is None:
         for path in (folder / "results.csv", folder / "level00.safetensors"):
             path.unlink()
-    assert draw(tmp_path / "runs", "--figure", "5", "4", "difference", "--out", tmp_path) == 0
-    printed = capsys.readouterr().out
+    printed = ok("plot", tmp_path / "runs", "--figure", 5, 4, "difference", "--out", tmp_path)
     assert f"{folder} diverged" in printed
     assert table_rows(printed, "hard 32", "90.00") == [["hard 32, 2 steps", "90.00", "", "", ""]]
     (row,) = table_rows(printed, "easy 32", "all data, 4 steps")
@@ -574,9 +561,9 @@ def test_a_published_interval_by_hand(paper):
                                (difference, difference - half, difference + half))  # fmt: skip
 
 
-def test_statements_of_the_paper_are_judged(tmp_path, capsys):
-    draw("--paper", PAPER, "--preset", "cifar10", "--figure", "2", "3", "--out", tmp_path)
-    clean, _, noisy = capsys.readouterr().out.split("random labels: accuracy")
+def test_statements_of_the_paper_are_judged(ok, tmp_path):
+    printed = ok("plot", "--paper", PAPER, "--preset", "cifar10", "--figure", 2, 3, "--out", tmp_path)
+    clean, _, noisy = printed.split("random labels: accuracy")
     top, half, size = "all data, 400 steps", "all data, 200 steps", "3200, 200 steps"
     for a, b, found, said in (
         (half, top, "worse: not matching", "worse: supported"),
@@ -616,27 +603,24 @@ def test_what_a_comparison_means_for_a_statement(low, high, noise, roles, said):
 
 # ------------------------------------------------------------ wrong input
 
-
-@pytest.mark.parametrize("rows", ["0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5", "0,1,0.8\n1,0.8,0.8"])
-def test_bad_results_are_one_line(tmp_path, rows, capsys):
-    """The last one is not what the level files beside it say."""
-    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8]) / "results.csv"
-    path.write_text(f"level,weights_remaining,test_accuracy\n{rows}\n")
-    assert draw(tmp_path, "--out", tmp_path) == 2
-    error = capsys.readouterr().err
-    assert (str(path) in error, error.count("\n")) == (True, 1)
+# results.csv: the last one is not what the level files say
+LINES = ["0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5", "0,1,0.8\n1,0.8,0.8"]
+TEXTS = ["", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}',
+         '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}']  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}',
-                                  '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}'])  # fmt: skip
-def test_bad_files_are_one_line(tmp_path, text, capsys):
-    (tmp_path / "paper.json").write_text(text)
-    folder = fake_run(tmp_path / "runs", "all", None, 4, 0, [0.9, 0.8])
-    safetensors.numpy.save_file({}, folder / "level00.safetensors", {"json": text})
-    for argv, names in ((["--paper", tmp_path / "paper.json"], "paper"), ([tmp_path / "runs"], "level00")):
-        assert draw(*argv, "--out", tmp_path) == 2
-        error = capsys.readouterr().err
-        assert (names in error, error.count("\n")) == (True, 1)
+@pytest.mark.parametrize(("name", "text"), [
+    *(("results.csv", f"level,weights_remaining,test_accuracy\n{rows}\n") for rows in LINES),
+    *((name, text) for name in ("level00.safetensors", "paper.json") for text in TEXTS),
+])  # fmt: skip
+def test_bad_files_are_one_line(refused, tmp_path, name, text):
+    path = fake_run(tmp_path, "all", None, 4, 0, [0.9, 0.8]) / name
+    if name.startswith("level"):
+        safetensors.numpy.save_file({}, path, {"json": text})
+    else:
+        path.write_text(text)
+    argv = ["--paper", path] if name == "paper.json" else [tmp_path]
+    refused(["plot", *argv, "--out", tmp_path / "figures"], str(path))
 
 
 def test_a_terminal_without_utf8_gets_question_marks(root, tmp_path):
@@ -646,26 +630,17 @@ def test_a_terminal_without_utf8_gets_question_marks(root, tmp_path):
     assert b" ? " in done.stdout  # for the plus-minus
 
 
-@pytest.mark.parametrize(("argv", "names"), [
-    ([], "folder with runs"),
-    (["--paper", PAPER, "--figure", "2", "masks"], "folder with runs"),
-    (["--preset", "x"], "--preset"),
-    (["--figure", "9"], "--figure"),
-    (["--margin", "-1"], "--margin"),
-    (["--margin", "nan"], "--margin"),
-    (["--paper", PAPER, "--levels", "5", "2"], "--levels"),
-    (["--paper", PAPER, "--preset=cifar10", "--figure=2", "--levels", "30", "40"], "no level 30"),
-    (["--paper", "nowhere.json"], "nowhere.json"),
-    (["--paper", PAPER, "--preset", "digits"], "cifar10, cifar100, cinic10"),
-    (["--paper", PAPER, "--preset", "cifar100", "--figure", "3"], "cifar10, cifar100, cinic10"),
-    (["."], "results.csv"),
-    (["nowhere"], "nowhere"),
-    (["--paper", PAPER, "--out", "file/figures"], "file"),
+@pytest.mark.parametrize(("words", "names"), [
+    ("", "folder with runs"), (f"--paper {PAPER} --figure 2 masks", "folder with runs"),
+    ("--preset x", "--preset"), ("--figure 9", "--figure"), ("--margin -1", "--margin"),
+    ("--margin nan", "--margin"), (f"--paper {PAPER} --levels 5 2", "--levels"),
+    (f"--paper {PAPER} --preset=cifar10 --figure=2 --levels 30 40", "no level 30"),
+    (f"--paper {PAPER} --preset digits", "cifar10, cifar100, cinic10"),
+    (f"--paper {PAPER} --preset cifar100 --figure 3", "cifar10, cifar100, cinic10"),
+    ("--paper nowhere.json", "nowhere.json"), (".", "results.csv"), ("nowhere", "nowhere"),
+    (f"--paper {PAPER} --out file/figures", "file"),
 ])  # fmt: skip
-def test_wrong_arguments_are_one_line(argv, names, tmp_path, monkeypatch, capsys):
+def test_wrong_arguments_are_one_line(refused, words, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    assert draw(*argv) == 2
-    error = capsys.readouterr().err
-    assert names in error
-    assert error.count("\n") == 1
+    refused(["plot", *words.split()], names)

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, TINY_RUNS, run_all
+from conftest import ROOT, TINY_RUNS, noted, run_all, taking_notes
 
 import common
 
@@ -142,24 +142,11 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
 
 # ---------------------------------------------------------------- tasks, with a Python that takes notes
 
-NOTE = """#!/usr/bin/env bash
-echo "${CUDA_VISIBLE_DEVICES-unset}|${OMP_NUM_THREADS-unset}|$*" >>noted
-[[ $* != *$BREAKS* ]] || { echo "it broke" >&2; exit $STATUS; }
-"""
-
 
 @pytest.fixture
 def fake(tmp_path):
-    path = tmp_path / "fake python"
-    path.write_text(NOTE)
-    path.chmod(0o755)
-    settings = {"PYTHON": path, "SEEDS": "0 1", "BREAKS": "nothing"}
+    settings = {"PYTHON": taking_notes(tmp_path), "SEEDS": "0 1"}
     return lambda name="cifar10", **more: run_all(name, cwd=tmp_path, **settings | more)
-
-
-def noted(tmp_path):
-    """[devices, threads, command line] of every process."""
-    return [line.split("|") for line in (tmp_path / "noted").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +165,7 @@ def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, nam
     assert len({run for task in tasks for run in task}) == sum(each)
     trains = [device for device, line in zip(used, lines) if "imp.py" in line]
     assert set(trains) <= set(devices.replace(" ", "").split(","))
-    assert set(threads) == {"1" if devices in ("", "-1") else "unset"}
+    assert set(threads) == {"1" if devices in ("", "-1") else "free"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT, TINY_RUNS, made, run_all
+from conftest import ROOT, TINY_RUNS, made, noted, run_all, taking_notes
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 FOUND = [shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") for name in PROGRAMS]
@@ -139,31 +139,23 @@ def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path):
     wait_for(lambda: set(shell("squeue", "-h", "-o", "%F").split()) <= before)
 
 
-NOTE = """#!/bin/bash
-echo "${CUDA_VISIBLE_DEVICES-none}|${OMP_NUM_THREADS-free}|$*" >>noted
-[[ $* != *pretrain.py*all-t0/seed0* ]] || exit 1
-[[ $* != *imp.py* ]] || sleep 3  # so that both tasks run at the same time
-"""
-
-
 def test_where_there_are_gpus_every_task_gets_one(tmp_path):
     """Runs share a GPU, drawing needs none, what fails leaves the others; by a Python that takes notes."""
-    (tmp_path / "python").write_text(NOTE)
-    (tmp_path / "python").chmod(0o755)
-    settings = {"PYTHON": tmp_path / "python", "SEEDS": "0 1", "SBATCH_FLAGS": "--cpus-per-task=1"}  # of two
+    settings = {"PYTHON": taking_notes(tmp_path), "SEEDS": "0 1", "BREAKS": "pretrain.py*all-t0/seed0",
+                "SLEEP": 3, "SBATCH_FLAGS": "--cpus-per-task=1"}  # fmt: skip - of two, at the same time
     with running(tmp_path / "cluster", gpus=2):
         *_, imp, plot = submit(tmp_path, "cifar10", **settings)
         wait_for(lambda: state(plot) == "COMPLETED")
         assert [state(f"{imp}_{task}") for task in (0, 1)] == ["FAILED", "COMPLETED"]
     (failed,) = tmp_path.glob("runs/cifar10/logs/*/failed")
     assert re.search(r"^status 1 from .*all-t0/seed0/.*\n\S+/imp-0.log", failed.read_text())
-    noted = [line.split("|") for line in (tmp_path / "noted").read_text().splitlines()]
-    pruned = [note for note in noted if "imp.py" in note[2]]
+    notes = noted(tmp_path)
+    pruned = [note for note in notes if "imp.py" in note[2]]
     assert sorted(gpu for gpu, *_ in pruned) == ["0", "1"]
     assert sorted(words.count("rewind.safetensors") for *_, words in pruned) == [5, 6]
     for gpu, _, words in pruned:  # a task makes the starting points of its runs
-        starts = {note[2].split()[-1] for note in noted if "pretrain.py" in note[2] and note[0] == gpu}
+        starts = {note[2].split()[-1] for note in notes if "pretrain.py" in note[2] and note[0] == gpu}
         assert starts >= {word for word in words.split() if "rewind" in word}
-    for gpu, threads, words in noted:
+    for gpu, threads, words in notes:
         trains = re.search("score_el2n|pretrain|imp", words) is not None
         assert (gpu != "none", threads == "free") == (trains, trains)

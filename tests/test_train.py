@@ -1,7 +1,5 @@
 """Training: alone and in company, from any step, on a subset. Its arithmetic is compared in test_imp.py."""
 
-import math
-
 import numpy as np
 import torch
 from conftest import equal, recipe
@@ -59,16 +57,6 @@ def test_training_uses_the_subset_and_the_given_labels(digits):
     table = common.epoch_table(0, 0, 40, 3, 3, 1, False)[:, 0]
     table[0] = np.array([3, 700, 41])[table[0]]
     assert torch.equal(seen[0], common.take_batch(digits, torch.from_numpy(table)))
-
-
-def test_one_diverging_member_stops_and_the_others_go_on(digits):
-    good, bad, alone = member(digits, 0, "good"), member(digits, 1, "bad"), member(digits, 0)
-    with torch.no_grad():
-        bad.net.linear.weight.fill_(math.inf)
-    run([good, bad], digits, 10)
-    run([alone], digits, 10)
-    assert (bad.failed, bad.step, good.failed) == (True, 1, False)
-    assert same(good, alone)
 
 
 def test_looking_into_a_network_in_the_middle_of_its_training_changes_nothing(digits):
