@@ -131,7 +131,7 @@ def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -
     pad, flip = PRESETS[preset]["pad"], PRESETS[preset]["flip"]
     fingerprint = sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes())
     x, *rest = (torch.from_numpy(a).to(device) for a in (images, labels, test, test_labels, mean, std))
-    return Data(list(classes), F.pad(x, (0, 0, pad, pad, pad, pad)), *rest, fingerprint, pad, flip)
+    return Data(classes, F.pad(x, (0, 0, pad, pad, pad, pad)), *rest, fingerprint, pad, flip)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -746,7 +746,7 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
             raise ValueError("has values that are not finite")
     sidecar = path.resolve().with_suffix(".json")
     if not sidecar.exists():  # an array of the user's own
-        print(f"note: {path} has no .json beside it, its labels are taken as clean", file=sys.stderr)
+        print(f"note: no .json beside {path}: its labels are clean but for --label-noise", file=sys.stderr)
         return array, {}
     with reading(sidecar):
         info = dict(json.loads(sidecar.read_text()))
@@ -811,7 +811,7 @@ def save_divergence(folder: Path, **about: object) -> None:
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json")  # names of what imp.py writes
+OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.csv")  # what imp.py writes
 
 
 # ------------------------------------------------------------ command line
@@ -845,8 +845,7 @@ HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
     "lr_decay": (within("(0, 1]"), "factor of the rate at each milestone"),
     "total_steps": (COUNT, "optimizer steps of a full training"),
 }
-RECIPE = ("preset", "dataset", "fingerprint", "classes", "precision", "seed", *HYPERPARAMETERS,
-          *(key for key in PRETRAINING if key != "pretrain_lr"))  # fmt: skip
+RECIPE = {"preset", "dataset", "fingerprint", "classes", "precision", "seed", *HYPERPARAMETERS, *PRETRAINING}
 
 
 class Parser(argparse.ArgumentParser):
@@ -923,7 +922,7 @@ def check_recipe(path: Path, info: dict) -> dict:
     """The recipe in a file's metadata; InputError names the file and what is wrong with it."""
     with reading(path):
         recipe = dict(info.get("recipe", {}))
-        if missing := sorted(set(RECIPE) - recipe.keys()):
+        if missing := sorted(RECIPE - recipe.keys()):
             raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
         own = {key: value for key, value in recipe.items() if key not in RECIPE}
         if own != OWN:
@@ -944,7 +943,9 @@ def start_name(recipe: dict) -> str:
     size = "" if recipe["subset_size"] is None else f" {recipe['subset_size']}"
     balanced = " balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
     noise = f" noise {recipe['label_noise']:.0%}" if recipe["label_noise"] else ""
-    return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}"
+    usual = {"score": "el2n", "pretrain_lr": PRESETS[recipe["preset"]]["pretrain_lr"], "noise_seed": 0}
+    more = "".join(f" {key} {recipe[key]}" for key in usual if recipe[key] not in (None, usual[key]))
+    return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}{more}"
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:

@@ -58,7 +58,7 @@ def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -
 # ------------------------------------------------------------ training a group of runs
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One starting point on its way through the levels."""
 
@@ -102,7 +102,7 @@ def train_group(runs: list[Run], levels: int, data: common.Data, save_every: flo
                     save_state(run, member)
             if received:
                 raise common.Stopped(received[0])
-            clock = now
+            clock = time.monotonic()  # saving is no training
         spent = time.monotonic() - clock
         for run, member in here:
             run.seconds += spent / len(here)
@@ -197,10 +197,10 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
         masks = common.part(tensors, "next")
         check_tensors(path, masks, run.masks)
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
+    run.settings["masks"] = common.start_name(common.check_recipe(path, info))
     if fraction not in (None, info["prune_fraction"]):
         raise InputError(f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}")
     run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
-    run.settings["masks"] = common.start_name(common.check_recipe(path, info))
     # of the first masks only: a run may go on to more levels, and resume compares the others themselves
     run.settings["masks_sha256"] = common.digest(run.borrowed[0], {})
     if shuffle:
@@ -236,8 +236,6 @@ def resume(run: Run) -> None:
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
         common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
-    else:
-        (run.folder / "results.csv").unlink(missing_ok=True)
 
 
 def save_state(run: Run, member: Member) -> None:
@@ -256,11 +254,12 @@ def load_state(run: Run, member: Member) -> None:
         return
     try:
         tensors, info = common.load_tensors(path)
-        level, step, steps, seconds = (info.pop(k) for k in ("level", "step", "loss_steps", "seconds"))
+        with common.reading(path):
+            level, step, steps, seconds = (info.pop(k) for k in ("level", "step", "loss_steps", "seconds"))
         if level != run.level or info != run.described():
             return
         check_tensors(path, tensors, member.state())
-    except (InputError, KeyError) as error:
+    except InputError as error:
         raise InputError(f"{error}; delete it, and the level starts again") from None
     member.restore(tensors)
     member.step, member.loss_steps, run.seconds = step, steps, seconds
@@ -337,8 +336,8 @@ def main(argv: list[str] | None = None) -> None:
     for group in common.even_groups(todo, args.at_once, device):
         stopped += train_group(group, levels, data, args.save_every, received)
     for run in runs:
-        if run.level > levels and (state := run.folder / "state.safetensors").exists():
-            state.unlink()
+        if run.level > levels:
+            (run.folder / "state.safetensors").unlink(missing_ok=True)
         if run in todo and run.rows:
             print(run.folder / "results.csv")
     if stopped:

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     counts = np.bincount(labels[subset], minlength=classes)
     print("examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts)))
     lacking = (counts == 0).sum()
-    if lacking or 2 * counts.max() > args.size:
+    if not balanced and (lacking or 2 * counts.max() > args.size):
         print(f"warning: {counts.max()} of {args.size} examples are {data.classes[counts.argmax()]}, "
               f"{lacking} of {classes} classes have none: --class-balanced takes the same number of every "
               "class", file=sys.stderr)  # fmt: skip

@@ -1,6 +1,6 @@
 """Draw the paper's figures from run folders, beside the published curves, and say what the numbers support.
 
-reads   RUNS_ROOT/**/results.csv with the settings from the level files beside each; paper_curves.json
+reads   RUNS_ROOT/**/results.csv and the level files beside each; paper_curves.json; for barrier the images
 writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison), summary.md;
         for masks *-masks.csv, for barrier *-barrier.csv and barrier-*.npy (scores: low is stable)
 
@@ -142,7 +142,8 @@ def name_curves(curves: list[Curve]) -> dict:
         keys = [k for k in sorted(differ) if any(o.settings.get(k) != c.settings.get(k) for o in same)]
         keys = [k for k in keys if k not in HASHES] or keys
         c.variant += "".join(say(c, key) for key in keys)
-    return {key: value for c in curves for key, value in c.departs.items() if key not in differ}
+    return {key: value for c in curves for key, value in c.departs.items() if key not in differ
+            and all(o.settings[key] == value for o in curves if o.step)}  # fmt: skip
 
 
 def deviation(values: np.ndarray) -> float:
@@ -159,13 +160,13 @@ def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarra
     with common.reading(path), open(path, newline="") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
         drawn = [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
-        level, remaining, accuracy = np.array(drawn).reshape(-1, 3).T
+        level, remaining, accuracy = np.array(drawn).T
         if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
             raise ValueError("a level is missing, or a number")
     for file in sorted(folder.glob("level*.safetensors"))[:1]:  # the others need not be copied along
         info = common.load_info(file)
         with common.reading(file):
-            if rows and info["row"] != rows[info["row"]["level"]]:
+            if info["row"] != rows[info["row"]["level"]]:
                 raise InputError(f"{path}: its level {info['row']['level']} is not that of {file.name}")
             return *replicate(info), info["recipe"]["subset_sha256"], remaining, 100 * accuracy
     raise InputError(f"{path}: no level file beside it says what was trained")
@@ -185,7 +186,7 @@ def replicate(info: dict) -> tuple[int, dict]:
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
-    """{picture: curves} of the runs under root: a picture has one preset, data set and test set."""
+    """{picture: curves} of the runs under root: a picture has one preset, one training and one test set."""
     found, reordered = {}, 0
     for path in sorted(root.rglob("results.csv")):
         seed, settings, subset, remaining, accuracy = read_run(path.parent)
@@ -194,8 +195,6 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
             reordered += 1
         elif seed in c.accuracy:
             print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
-        elif not len(remaining):
-            print(f"note: {path.parent} has not finished a level yet")
         else:
             c.remaining = max(c.remaining, remaining, key=len)
             c.accuracy[seed], c.folders[seed] = accuracy, path.parent
@@ -214,16 +213,17 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
                 c.diverged[seed] = where
     pictures = {}
     for c in (c for c in found.values() if c.accuracy):
-        preset, dataset, test_set = (f"{c.settings.get(k)}" for k in ("preset", "dataset", "test_set_sha256"))
+        preset, dataset = f"{c.settings['preset']}", c.settings["dataset"]
         usual = common.PRESETS.get(preset, {}).get("dataset")
-        pictures.setdefault((preset if dataset == usual else f"{preset}-{dataset}", test_set), []).append(c)
+        images = common.sha256(*(f"{c.settings.get(k)}".encode() for k in ("fingerprint", "test_set_sha256")))
+        pictures.setdefault((preset if dataset == usual else f"{preset}-{dataset}", images), []).append(c)
         if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
             print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
     if not pictures:
         raise InputError(f"{root}: no folder with a results.csv that has results to draw")
     names, named = [name for name, _ in pictures], {}
-    for (name, test_set), curves in sorted(pictures.items()):
-        name = re.sub(r"[^\w-]", "_", name + (f"-{test_set[:4]}" if names.count(name) > 1 else ""))
+    for (name, images), curves in sorted(pictures.items()):
+        name = re.sub(r"[^\w-]", "_", name + (f"-{images[:4]}" if names.count(name) > 1 else ""))
         usual, named[name] = common.PRESETS.get(curves[0].settings["preset"], {}), curves
         if shared := [f"{k} {v}" + (f" (preset: {usual[k]})" if k in usual else "")
                       for k, v in name_curves(curves).items()]:  # fmt: skip
@@ -554,17 +554,17 @@ def by_level(panel: Panel, title: str, ylabel: str = ACCURACY) -> Picture:
 
 def differences(panel: Panel, title: str, margin: float) -> Picture:
     """Accuracy minus that of all data for t* steps by level, with 95% intervals."""
-    x = 100 * panel.remaining[1:]
+    x = 100 * panel.remaining
     lines = [(f"margin {margin:g}", GREY, x, 0 * x, margin)]
-    for c, top in ((c, panel.reference(c)) for c in panel.curves if panel.reference(c)):
-        each = [compare(c, top, n, n) for n in range(1, min(len(c.remaining), len(top.remaining)))]
-        if not each:
-            continue
-        mean, high = np.array([(d.difference, d.high) for d in each]).reshape(-1, 2).T
-        label = f"{c.name} (n={each[0].replicates})"
-        lines.append((label, style(c, panel), 100 * c.remaining[1 : len(each) + 1], mean, high - mean))
-    what = "accuracy minus that of all data for t* steps"
-    return Picture(lines, title, WEIGHTS, what, panel.ticks)
+    for c in panel.curves:
+        top = panel.reference(c)
+        levels = range(1, min(len(c.remaining), len(top.remaining))) if top else ()
+        each = [compare(c, top, n, n) for n in levels]
+        if each:
+            mean, high = np.array([(d.difference, d.high) for d in each]).T
+            label = f"{c.name} (n={each[0].replicates})"
+            lines.append((label, style(c, panel), 100 * c.remaining[levels], mean, high - mean))
+    return Picture(lines, title, WEIGHTS, "accuracy minus that of all data for t* steps", panel.ticks)
 
 
 def by_size(panel: Panel, level: int) -> Picture:
@@ -774,10 +774,11 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     found, shown, rows = {}, {}, [["a", "b", "seed_a", "seed_b", "level", "overlap", "chance"]]
     for c in panel.curves:
         for seed, folder in c.folders.items():
-            files = sorted(folder.glob("level*.safetensors"))
+            files = [folder / f"level{n:02d}.safetensors" for n in range(len(c.accuracy[seed]))]
             found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
+    shapes = {run: {name: mask.shape for name, mask in masks[0].items()} for run, masks in found.items()}
     for (a, s), (b, t) in itertools.combinations(found, 2):
-        if (a is b) == (s == t) or any(a.settings[key] != b.settings[key] for key in ("depth", "width")):
+        if (a is b) == (s == t) or shapes[a, s] != shapes[b, t]:  # of other networks
             continue
         each = [overlap(*masks) for masks in zip(found[a, s], found[b, t])]
         rows += [[a.name, b.name, s, t, level, *both] for level, both in enumerate(each)]

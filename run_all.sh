@@ -140,8 +140,10 @@ plan() { # the figures
     *-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
       for steps in $search; do for r in $rates; do setting all "" $steps 0 $r; done; done ;;
     *-stability) family "$t" "$schemes hard" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
-    *-controls) setting all "" "$t"; setting $easy "$size" $half; shown=(--figure controls masks)
-      under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t" ;;
+    *-controls) setting all "" "$t"; shown=(--figure controls masks)
+      for size in $size; do setting $easy $size $half
+        under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t"
+      done ;;
     *) fail "no figure '$figure' of $preset: fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability" ;;
   esac
   [[ $figure != fig[56] ]] || shown+=(4)

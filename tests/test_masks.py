@@ -66,10 +66,11 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
     command = ["imp", other, "--masks", own, *out]
     ok(*command)
     _, info = level(tmp_path / "control", 1)
-    assert (info["masks"], info["prune_fraction"], info["criterion"]) == ("all 5", FRACTION, "magnitude")
+    assert (info["masks"], info["prune_fraction"], info["criterion"]) == (
+        "all 5 pretrain_lr 0.3", FRACTION, "magnitude")  # fmt: skip
     assert not {"masks", "masks_sha256", "shuffled"} & level(own, 1)[1].keys()
     refused([*command, "--shuffle-masks"], "shuffled unknown there, True now")
-    refused(["imp", other, *out], "masks all 5 there, unknown now")
+    refused(["imp", other, *out], "masks all 5 pretrain_lr 0.3 there, unknown now")
     for changed, word in ((1, "level01.safetensors: its next masks"), (0, "masks_sha256")):
         tensors, about = level(own, changed)
         tensors["next.conv.weight"] = 1 - tensors["next.conv.weight"]
@@ -78,10 +79,12 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
 
 
 def test_names_of_starting_points():
-    easy = {"scheme": "easy", "subset_size": 32, "class_balanced": False, "label_noise": 0, "rewind_step": 9}
-    balanced, random = {"class_balanced": True}, {"class_balanced": True, "scheme": "random"}
+    easy = {"scheme": "easy", "subset_size": 32, "class_balanced": False, "label_noise": 0, "rewind_step": 9,
+            "preset": "digits", "score": "el2n", "pretrain_lr": 0.5, "noise_seed": 0}  # fmt: skip
+    balanced, random = {"class_balanced": True}, {"class_balanced": True, "scheme": "random", "score": None}
     for change, name in (({"label_noise": 0.5}, "easy 32 9 noise 50%"), (balanced, "easy balanced 32 9"),
-                         (random, "random 32 9"), ({"rewind_step": 0}, "init")):  # fmt: skip
+                         (random, "random 32 9"), ({"rewind_step": 0}, "init"),
+                         ({"score": "x", "noise_seed": 2}, "easy 32 9 score x noise_seed 2")):  # fmt: skip
         assert common.start_name(easy | change) == name
 
 

@@ -230,6 +230,12 @@ def test_ours_before_the_published_curves(ok, tmp_path, pages):
     assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"runs", "paper"}
 
 
+def test_a_difference_of_dense_networks_alone_is_an_empty_picture(ok, tmp_path):
+    for step in (2, 4):
+        fake_run(tmp_path, "all", None, step, 0, [0.9])
+    assert "difference.png" in ok("plot", tmp_path, "--figure", "difference", "--out", tmp_path)
+
+
 def test_figure_4_is_accuracy_against_subset_size(ok, tmp_path, pages):
     made = np.random.default_rng(3)
     for seed in range(2):
@@ -323,9 +329,10 @@ def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(ok, tmp_path):
         assert bool(table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")) == (not departs)
         assert "easy 3200, 200 steps, " not in printed  # what all share tells nothing apart
         assert (": supported" in printed) == (not departs)  # what the paper says is about its own setting
-    fake_run(tmp_path / "rate", "easy", 3200, 200, 0, [0.8, 0.7], rate=0.05)
-    printed = ok("plot", tmp_path / "rate", "--paper", PAPER, "--out", tmp_path / "figures")
-    assert "pretrain_lr 0.05 (preset: 0.4)" in printed
+    for rate, said in ((0.05, True), (0.4, False)):  # two rates are none that all share
+        fake_run(tmp_path / "rate", "easy", 3200, 200, 0, [0.8, 0.7], rate=rate)
+        printed = ok("plot", tmp_path / "rate", "--paper", PAPER, "--out", tmp_path / "figures")
+        assert ("pretrain_lr 0.05 (preset: 0.4)" in printed) == said
 
 
 def test_pictures_of_all_curves_say_label_noise_and_rate_in_their_names():
@@ -356,17 +363,17 @@ def test_matching_refers_to_all_data_trained_alike(ok, tmp_path):
 def test_a_picture_has_one_preset_data_set_and_test_set(tmp_path):
     fake_run(tmp_path / "a", "easy", 32, 2, 0, [0.9], own={"test_set_sha256": "aaaaa"})
     fake_run(tmp_path / "b", "easy", 32, 2, 0, [0.9], own={"test_set_sha256": "bbbbb"})
-    fake_run(tmp_path / "c", "easy", 32, 2, 0, [0.9], preset="../../evil")
-    assert [*plot.read_runs(tmp_path)] == ["______evil-cifar10", "cifar10-aaaa", "cifar10-bbbb"]
+    fake_run(tmp_path / "c", "easy", 32, 2, 0, [0.9], own={"test_set_sha256": "bbbbb"}, fingerprint="other")
+    fake_run(tmp_path / "d", "easy", 32, 2, 0, [0.9], preset="../../evil")
+    names = [*plot.read_runs(tmp_path)]
+    assert [name.rpartition("-")[0] for name in names] == ["______evil", *["cifar10"] * 3]
+    assert len(set(names)) == 4
 
 
 def test_what_is_no_replicate_is_said_and_left_out(tmp_path, capsys):
     for where, name, own in (("a", "easy", {}), ("copy", "easy", {}), ("order", "easy", {"order_seed": 3})):
         fake_run(tmp_path / where, name, 32, 2, 0, [0.9, 0.8], **own)
     fake_run(tmp_path, "easy", 32, 2, 1, [0.7, 0.6])
-    (tmp_path / "x").mkdir()
-    fake_run(tmp_path / "x", "easy", 32, 2, 2, [0.5]).joinpath("results.csv").write_text(
-        "level,weights_remaining,test_accuracy\n")  # fmt: skip
     for seed in range(3):
         fake_run(tmp_path / "one", "random", 64, 2, seed, [0.9, 0.8], subset_sha256="the same")
         fake_run(tmp_path / "own", "random", 32, 2, seed, [0.9, 0.8])
@@ -377,7 +384,7 @@ def test_what_is_no_replicate_is_said_and_left_out(tmp_path, capsys):
                       (("easy 32", 2), ("random 64", 3), ("random 32", 3), ("rule 32", 3))}  # fmt: skip
     np.testing.assert_allclose(find(curves, "easy", 32, 2).mean, [80, 70])
     printed = capsys.readouterr().out
-    for words in ("copy", "repeats seed 0"), ("order", "batch order"), ("x/", "finished"), ("64", "share 1"):
+    for words in ("copy", "repeats seed 0"), ("order", "batch order"), ("64", "share 1"):
         assert any(all(word in line for word in words) for line in printed.splitlines()), words
     assert "random 32" not in printed
 
@@ -604,7 +611,7 @@ def test_what_a_comparison_means_for_a_statement(low, high, noise, roles, said):
 # ------------------------------------------------------------ wrong input
 
 # results.csv: the last one is not what the level files say
-LINES = ["0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5", "0,1,0.8\n1,0.8,0.8"]
+LINES = ["", "0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5", "0,1,0.8\n1,0.8,0.8"]
 TEXTS = ["", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}',
          '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}']  # fmt: skip
 

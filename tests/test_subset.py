@@ -104,6 +104,8 @@ def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_p
     for size in (150, 1290):
         argv = ["--size", size, "--scores", tmp_path / "s.npy", "--force", "--out", tmp_path / "e.npy"]
         said += call("subset", "--select", "easy", *argv)[2].splitlines()
+    argv = ["--size", 7, "--class-balanced", *argv[2:]]
+    said += call("subset", "--select", "easy", *argv)[2].splitlines()  # balanced as far as seven can be
     (warning,) = [line for line in said if line.startswith("warning")]
     words = ("--class-balanced", f"{(labels == 3).sum()} of 150", "8 of 10 classes have none")
     assert all(word in warning for word in words)
