@@ -142,8 +142,7 @@ plan() { # the figures
     *-stability) family "$t" "$schemes hard" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
     *-controls) setting all "" "$t"; shown=(--figure controls masks)
       for size in $size; do setting $easy $size $half
-        under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t"
-      done ;;
+        under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t"; done ;;
     *) fail "no figure '$figure' of $preset: fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability" ;;
   esac
   [[ $figure != fig[56] ]] || shown+=(4)
