@@ -213,7 +213,7 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
                 c.diverged[seed] = where
     pictures = {}
     for c in (c for c in found.values() if c.accuracy):
-        preset, dataset = f"{c.settings['preset']}", c.settings["dataset"]
+        preset, dataset = (f"{c.settings.get(k)}" for k in ("preset", "dataset"))
         usual = common.PRESETS.get(preset, {}).get("dataset")
         images = common.sha256(*(f"{c.settings.get(k)}".encode() for k in ("fingerprint", "test_set_sha256")))
         pictures.setdefault((preset if dataset == usual else f"{preset}-{dataset}", images), []).append(c)
