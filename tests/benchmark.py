@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -190,11 +191,6 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def our_loop(group: common.Group) -> Iterator[int]:
-    """Yields after every step of all networks."""
-    return common.train(group, 10**9, peak=group.recipe["lr"])
-
-
 def seconds(loop: Iterator, steps: int, device: torch.device) -> float:
     """Of a step, the mean of the next ones."""
     time.sleep(0.5)  # the plain loop's workers fill their queue; its batches must not come for free:
@@ -214,7 +210,8 @@ def speed(device: torch.device, networks: int, goal: float, compiled: bool = Fal
     """Milliseconds of a step of ResNet-20 at batch 128, for each of so many networks."""
     if compiled:
         fuse()
-    loop = our_loop(make_group(device, networks, precision=common.resolve_precision("auto", device)))
+    group = make_group(device, networks, precision=common.resolve_precision("auto", device))
+    loop = common.train(group, 10**9, peak=0.1)
     found = statistics.median([1e3 * seconds(loop, 200, device) / networks for _ in range(5)][1:])
     return f"{found:.3f} ms", f"goal {goal:g}", found <= goal
 
@@ -292,31 +289,24 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
     from PIL import Image
     from torchvision import transforms as T
 
-    images, labels = data.train_images().cpu().numpy(), data.labels.tolist()
     mean, std = ((v / 255).tolist() for v in (data.mean, data.std))
     augment = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(),
                          T.Normalize(mean, std)])  # fmt: skip
 
-    class Images(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(labels)
+    def collate(batch: list) -> tuple:
+        images, labels = zip(*batch)
+        return torch.stack([*map(augment, images)]), torch.tensor(labels)
 
-        def __getitem__(self, i: int) -> tuple:
-            return augment(Image.fromarray(images[i])), labels[i]
-
-    net = common.ResNet(recipe["depth"], recipe["width"], 3, 10)
-    for module in [*net.modules()]:
-        for name, child in module.named_children():
-            if isinstance(child, common.BatchNorm):
-                setattr(module, name, torch.nn.BatchNorm2d(len(child.weight)))
-    net.to(device)
+    pairs = [*zip(map(Image.fromarray, data.train_images().cpu().numpy()), data.labels.tolist())]
+    loader = torch.utils.data.DataLoader(pairs, recipe["batch_size"], shuffle=True, drop_last=True,
+                                         num_workers=WORKERS, persistent_workers=True, collate_fn=collate,
+                                         pin_memory=device.type == "cuda")  # fmt: skip
+    with mock.patch.object(common, "BatchNorm", torch.nn.BatchNorm2d):
+        net = common.ResNet(recipe["depth"], recipe["width"], 3, 10).to(device)
     masks = {p: torch.ones_like(p) for p in net.parameters() if p.dim() > 1}
     optimizer = torch.optim.SGD(net.parameters(), recipe["lr"], recipe["momentum"],
                                 weight_decay=recipe["weight_decay"])  # fmt: skip
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, recipe["milestones"], recipe["lr_decay"])
-    loader = torch.utils.data.DataLoader(Images(), recipe["batch_size"], shuffle=True, drop_last=True,
-                                         num_workers=WORKERS, persistent_workers=True,
-                                         pin_memory=device.type == "cuda")  # fmt: skip
     while True:
         for batch, targets in loader:
             optimizer.zero_grad()
@@ -333,7 +323,8 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
 def compare(depth: int, batch: int, networks: int, device: torch.device, precision: str, rounds: int) -> dict:
     """A row of the table: both loops in turns."""
     group = make_group(device, networks, 10_000, depth=depth, batch_size=batch, precision=precision)
-    loops, times = (plain_loop(group.data, group.recipe, device), our_loop(group)), ([], [])
+    loops = plain_loop(group.data, group.recipe, device), common.train(group, 10**9, peak=0.1)
+    times = [], []
     for turn in range(rounds + 1):
         for loop, found in zip(loops, times):
             spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
@@ -361,12 +352,6 @@ def table(device: torch.device, precision: str, quick: bool, rounds: int) -> Non
         if not first:
             print("   ".join(row))
         print("   ".join(f"{value:>{len(key)}}" for key, value in row.items()), flush=True)
-    loop = our_loop(make_group(device, examples=10_000, precision=precision))
-    seconds(loop, 3, device)
-    with torch.profiler.profile() as found:  # last: a GPU stays slower once the profiler has been on
-        next(loop)
-    order = f"self_{'cpu' if device.type == 'cpu' else 'device'}_time_total"
-    print(found.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=60))
 
 
 def main() -> int:

@@ -51,9 +51,6 @@ def recipe(**changes):
     return preset | {"batch_size": 64, "total_steps": 45, "milestones": [30, 40]} | changes
 
 
-# ---------------------------------------------------------------- command lines
-
-
 @pytest.fixture
 def call(capfd):
     """call("imp", "x.safetensors", ...) -> (exit status, stdout, stderr) of the real command line."""
@@ -101,9 +98,6 @@ def snapshot(folder):
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-# ---------------------------------------------------------------- runs
-
-
 def start(ok, folder, *flags):
     """A starting point at step 5 in folder; returns the path of its rewind file."""
     path = folder / "rewind.safetensors"
@@ -130,13 +124,8 @@ def pages(monkeypatch):
     """The pages that a command draws, kept instead of written."""
     from matplotlib.figure import Figure
 
-    kept = []
-
-    def keep(page, *args, **more):
-        if page not in kept:  # as png and as pdf
-            kept.append(page)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
+    kept = []  # each is saved as png and as pdf
+    monkeypatch.setattr(Figure, "savefig", lambda page, *_, **__: page in kept or kept.append(page))
     return kept
 
 
@@ -157,13 +146,9 @@ def made(folder):
     return found
 
 
-# ---------------------------------------------------------------- run_all.sh
-
 TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "T_STAR": "20", "SIZES": "256",
              "SCORE_FLAGS": "--networks 2 --steps 5",
              "FLAGS": "--depth 8 --width 2 --total-steps 150 --milestones 125"}  # fmt: skip
-
-
 NOTE = """#!/usr/bin/env bash
 echo "${CUDA_VISIBLE_DEVICES-none}|${OMP_NUM_THREADS-free}|$*" >>noted
 [[ $* != *${BREAKS-nothing}* ]] || { echo "it broke" >&2; exit ${STATUS-1}; }
@@ -196,6 +181,6 @@ def run_all(*arguments, cwd, **environment):
 def demonstration(tmp_path_factory):
     """The demonstration at a tiny scale, local, in a folder with a space; (folder, what it printed)."""
     where = tmp_path_factory.mktemp("a folder")
-    done = run_all(cwd=where, RUNS="my runs/digits", **TINY_RUNS)
+    done = run_all(cwd=where, RUNS="my runs/digits", PYTHONIOENCODING="ascii", **TINY_RUNS)
     assert done.returncode == 0, done.stdout + done.stderr
     return where, done.stdout

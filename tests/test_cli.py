@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -41,8 +42,6 @@ def rewind(folder):
     return folder / "run" / "rewind.safetensors"
 
 
-# ---------------------------------------------------------------- arguments
-
 BAD = {  # each of these after the command; the line names the last two words
     "subset --select random": [
         "--size 0", "--size -5", "--size many", "--size 1298", "--size 5 --seed -1", "--size 5 --lr 0.1",
@@ -54,6 +53,8 @@ BAD = {  # each of these after the command; the line names the last two words
         "--total-steps 0", "--steps -1", "--steps 321", f"--seed {2**32}", "--device cuda:99", "--device mps",
         "--preset imagenet", "--bogus 1"],
     "score": ["--networks 0", f"--networks {10**9}", "--steps 0", "--steps 321", f"--noise-seed {2**32}"],
+    "imp x.safetensors": [*(f"--prune-fraction {x}" for x in (0, 1, "nan")), "--levels -1", "--at-once 0",
+                          "--save-every 0"],
 }  # fmt: skip
 
 
@@ -65,10 +66,7 @@ def test_bad_arguments(refused, tmp_path, line):
     assert not (tmp_path / "new").exists()
 
 
-def test_bad_arguments_of_imp(ok, refused, folder, rewind):
-    for flag, value in (("--prune-fraction", 0), ("--prune-fraction", 1), ("--prune-fraction", "nan"),
-                        ("--levels", -1), ("--at-once", 0), ("--save-every", 0)):  # fmt: skip
-        refused(["imp", rewind, flag, value], flag)
+def test_what_imp_cannot_do_with_its_runs(ok, refused, folder, rewind):
     refused(["imp", rewind, "--order-seed", 3], "--order-seed", "--out")
     refused(["imp", rewind.parent], "is a folder")
     refused(["imp", rewind, "--out", "a", "b"], "--out", "1", "2")
@@ -119,9 +117,6 @@ def test_what_exists_is_done_or_another_setting_is_named(ok, refused, tmp_path, 
     assert snapshot(tmp_path) != before
 
 
-# ---------------------------------------------------------------- arrays
-
-
 @pytest.mark.parametrize(("array", "words"), [
     (np.zeros(N - 1, np.float32), ["[1296]", "[1297]"]), (np.zeros((N, 1), np.float32), ["[1297, 1]"]),
     (np.zeros(N), ["float64", "float32"]), (np.full(N, np.nan, np.float32), ["finite"]),
@@ -161,36 +156,28 @@ def test_arrays_and_their_sidecars(call, ok, refused, folder):
     refused(command, "No such file")
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
-def rewrite_recipe(folder, weights=None, **changes):
+def rewrite_recipe(folder, **changes):
     """The rewind file with another recipe and a checksum that fits it."""
     path = folder / "run" / "rewind.safetensors"
     tensors, info = common.load_tensors(path)
     recipe = {key: v for key, v in (info["recipe"] | changes).items() if v != "drop"}
-    common.save_tensors(path, weights or tensors, info | {"recipe": recipe})
+    common.save_tensors(path, tensors, info | {"recipe": recipe})
     return path
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"depth": 14}, ["blocks.1.shortcut.0.weight"]), ({"width": 3}, ["recipe needs"]),
-    ({"classes": 11}, ["other digits images"]), ({"fingerprint": "0" * 64}, ["other digits images"]),
-    ({"seed": "drop"}, ["lacks seed"]), ({"rewind_step": 46}, ["46"]), ({"preset": "../etc"}, ["../etc"]),
-    ({"lr": None}, ["rewind.safetensors"]),
-])  # fmt: skip
-def test_recipes_that_do_not_fit(refused, folder, changes, words):
-    refused(["imp", rewrite_recipe(folder, **changes)], *words)
-
-
-def test_tensors_that_do_not_fit(refused, folder, rewind):
-    tensors, _ = common.load_tensors(rewind)
-    bias = tensors["bn.bias"]
-    for more, *words in (({"extra": bias.clone()}, "extra", "unexpected"),
-                         ({"bn.bias": bias.double()}, "bn.bias", "float64")):  # fmt: skip
-        refused(["imp", rewrite_recipe(folder, tensors | more)], *words)
-    nan = rewrite_recipe(folder, tensors | {"bn.bias": bias * torch.nan})
-    refused(["imp", nan, "--levels", 0, "--out", folder / "nan"], "not finite at level 0, step 3", status=1)
+def test_starting_points_that_do_not_fit(refused, folder, rewind):
+    tensors, info = common.load_tensors(rewind)
+    bias, other = tensors["bn.bias"], "other digits images"
+    for changes, word in (({"depth": 14}, "blocks.1.shortcut.0.weight"), ({"width": 3}, "recipe needs"),
+                          ({"classes": 11}, other), ({"fingerprint": "0" * 64}, other),
+                          ({"seed": "drop"}, "lacks seed"), ({"rewind_step": 46}, "46"),
+                          ({"preset": "../etc"}, "../etc"), ({"lr": None}, "rewind")):  # fmt: skip
+        common.save_tensors(rewind, tensors, info)
+        refused(["imp", rewrite_recipe(folder, **changes)], word)
+    common.save_tensors(rewind, tensors | {"bn.bias": bias.double()}, info)
+    refused(["imp", rewind], "bn.bias", "float64")
+    common.save_tensors(rewind, tensors | {"bn.bias": bias * torch.nan}, info)
+    refused(["imp", rewind, "--out", folder / "nan"], "not finite at level 0, step 3", status=1)
     safetensors.torch.save_file({"w": torch.zeros(3)}, rewind)
     refused(["imp", rewind], str(rewind), "not a file of this pretrain.py")
     rewind.unlink()
@@ -237,9 +224,6 @@ def test_a_setting_that_other_code_does_not_know_makes_a_difference(ok, refused,
     refused(["imp", rewrite_recipe(folder, optimizer="drop")], "rule random there")
 
 
-# ---------------------------------------------------------------- failures while running
-
-
 def test_a_divergence_in_the_very_last_step_is_noticed_and_kept_in_a_file(ok, refused, tmp_path):
     flags = ["--depth=8", "--width=2", "--total-steps=1", "--milestones", "--momentum=0"]
     score = ["score", *flags, "--steps", 1, "--lr", 9e29, "--networks", 2, "--out", tmp_path / "s.npy"]
@@ -267,14 +251,9 @@ def test_a_divergence_in_the_very_last_step_is_noticed_and_kept_in_a_file(ok, re
 
 
 def test_out_of_memory_in_other_words_is_one_line(refused, monkeypatch, tmp_path):
-    def fail(*args, **more):
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-
-    monkeypatch.setattr(common, "load_data", fail)
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    monkeypatch.setattr(common, "load_data", Mock(side_effect=error))
     refused([*START, tmp_path / "r.safetensors"], "--at-once", status=1)
-
-
-# ---------------------------------------------------------------- the chain
 
 
 def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
@@ -320,14 +299,11 @@ def test_help_is_the_docstring(stage, capsys):
     assert all(words in said for words in (f"python {STAGES[stage].__name__}.py", "reads ", "writes "))
 
 
-def test_a_dataset_that_names_a_preset_selects_it():
+def test_presets_hold_the_papers_table_1_and_a_dataset_may_name_one():
     for given, expected in (((None, None), ["digits", "digits"]), ((None, "cifar100"), ["cifar100"] * 2),
                             (("cifar10", "folder"), ["cifar10", "folder"])):  # fmt: skip
         args = argparse.Namespace(**dict(zip(("preset", "dataset"), given)))
         assert [*common.resolve_preset(args).values()] == expected
-
-
-def test_presets_hold_the_papers_table_1():
     names = ("depth", "batch_size", "pretrain_lr", "lr", "momentum", "weight_decay", "lr_decay", "milestones",
              "total_steps", "t_star", "networks", "el2n_steps", "prune_fraction", "levels")  # fmt: skip
     cifar = (0.1, 0.9, 1e-4, 0.1, [31200, 46800], 62400)

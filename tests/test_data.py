@@ -51,9 +51,6 @@ def tree(tmp_path):
     return plant(tmp_path / "images", {"train": 6, "test": 2}, ["zebra", "ant"])
 
 
-# ---------------------------------------------------------------- augmentation and normalisation
-
-
 def test_batches_equal_torchvision_on_the_same_crops(tree):
     data = load(tree)
     table = common.epoch_table(3, 1, 4, len(data.labels), 12, data.pad, data.flip)[:, 0]
@@ -92,9 +89,6 @@ def test_label_noise_redraws_that_share_uniformly(share):
     assert (noisy != labels).mean() == pytest.approx(0.9 * share, abs=0.01)  # some draw their own again
     assert share < 1 or np.bincount(noisy).min() > 1800
     assert labels[1999] == 0  # the argument is untouched
-
-
-# ---------------------------------------------------------------- digits, folders
 
 
 def test_digits_split(digits):
@@ -150,7 +144,7 @@ def test_folder_takes_grey_and_larger_images_under_any_name(tree):
     assert np.array_equal(images[5], pixels(15))
 
 
-BAD_TREES = [
+@pytest.mark.parametrize(("break_it", "message"), [
     (lambda ant, root: [p.unlink() for p in ant.iterdir()], "the classes ant"),
     (lambda ant, root: (ant / "002.png").write_bytes(b"no image"), "002.png: "),
     (lambda ant, root: (ant / "002.png").write_bytes((ant / "002.png").read_bytes()[:200]), "002.png: "),
@@ -161,10 +155,7 @@ BAD_TREES = [
     (lambda ant, root: [shutil.rmtree(root / part / "ant") for part in ("train", "test")], "only one class"),
     (lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images.safetensors"), "delete it"),
     (lambda ant, root: (root / ".images.safetensors").write_bytes(b"torn"), "delete it"),
-]
-
-
-@pytest.mark.parametrize(("break_it", "message"), BAD_TREES)
+])
 def test_a_bad_tree_is_one_clear_line(tree, break_it, message, refused, tmp_path):
     break_it(tree / "train" / "ant", tree)
     flags = ["--preset", "cifar10", "--dataset", "folder", "--data-dir", tree]
@@ -181,62 +172,31 @@ def test_accuracies_of_two_test_sets_are_not_mixed(tree, ok, refused, tmp_path):
     ok("imp", out, *where, "--levels", 0, "--out", tmp_path / "other")
 
 
-# ---------------------------------------------------------------- CIFAR-10, CINIC-10
-
-
-def md5(path):
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
+def test_cifar_is_read_in_torchvisions_order_and_fetched_if_damaged(refused, tmp_path, monkeypatch):
     """CIFAR-10's pickled layout, 20 images a batch, with their checksums in torchvision's list."""
-    kind, draw = torchvision.datasets.CIFAR10, np.random.default_rng(0)
+    kind, draw, sums = torchvision.datasets.CIFAR10, np.random.default_rng(0), {}
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     raw = {name: {"data": draw.integers(0, 256, (20, 3072), np.uint8),
                   "labels": draw.integers(0, 10, 20).tolist()} for name in names}  # fmt: skip
-    meta = {"batches.meta": {"label_names": [f"class {i}" for i in range(10)]}}
-    for name, content in (raw | meta).items():
+    for name, content in (raw | {"batches.meta": {"label_names": [*"0123456789"]}}).items():
         (folder / name).write_bytes(pickle.dumps(content))
-    sums = {name: md5(folder / name) for name in raw | meta}
+        sums[name] = hashlib.md5(pickle.dumps(content)).hexdigest()
     monkeypatch.setattr(kind, "train_list", [[name, sums[name]] for name in names[:5]])
     monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums["batches.meta"]})
-    return tmp_path, raw
-
-
-def test_cifar_is_read_in_torchvisions_order(cifar):
-    root, raw = cifar
-    data = load(root, "cifar10")
+    data = load(tmp_path, "cifar10")
     images = torch.cat([data.train_images(), data.test])
     planes = np.concatenate([batch["data"].reshape(20, 3, 32, 32) for batch in raw.values()])
     assert np.array_equal(images, planes.transpose(0, 2, 3, 1))
     labels = [*data.labels.tolist(), *data.test_labels.tolist()]
     assert labels == [label for batch in raw.values() for label in batch["labels"]]
 
-
-def test_a_damaged_cifar_without_a_network_is_one_line(cifar, refused, tmp_path, monkeypatch):
-    root, _ = cifar
-    (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"damaged")
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{NOWHERE}cifar-10-python.tar.gz")
-    command = ["pretrain", "--preset", "cifar10", "--data-dir", root, "--out", tmp_path / "r.safetensors"]
+    (folder / "data_batch_3").write_bytes(b"damaged")
+    monkeypatch.setattr(kind, "url", f"{NOWHERE}cifar-10-python.tar.gz")  # without a network
+    command = ["pretrain", "--preset", "cifar10", "--data-dir", tmp_path, "--out", tmp_path / "r.safetensors"]
     refused(command, "cifar-10-python.tar.gz is missing and cannot be fetched", "--data-dir")
-
-
-@pytest.fixture
-def cinic(tmp_path, monkeypatch):
-    """CINIC-10's tree and its archive, one image of each class in train, valid and test, one of them grey."""
-    monkeypatch.setattr(common, "CINIC10_IMAGES", [20, 10])
-    classes = [f"class{c}" for c in range(10)]
-    source, root = plant(tmp_path / "source", {"train": 1, "valid": 1, "test": 1}, classes), tmp_path / "data"
-    picture(140, mode="L").save(source / "valid" / "class4" / "000.png")
-    root.mkdir()
-    with tarfile.open(root / "CINIC-10.tar.gz", "w:gz") as archive:
-        for split in ("train", "valid", "test"):
-            archive.add(source / split, split)
-    return root, source
 
 
 def check_cinic(root):
@@ -248,28 +208,36 @@ def check_cinic(root):
     return data.fingerprint
 
 
-def test_cinic_from_its_archive_then_from_the_cache_alone(cinic, monkeypatch):
-    root, source = cinic
+def test_cinic_from_a_folder_from_its_archive_and_from_the_cache_alone(tmp_path, monkeypatch):
+    """One image of each class in train, valid and test, one of them grey."""
+    monkeypatch.setattr(common, "CINIC10_IMAGES", [20, 10])
     monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda *a, **k: NOWHERE)
-    with pytest.raises(common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"):
-        load(root, "cinic10", "cinic10")  # its checksum is wrong
-    assert not (root / "CINIC-10").exists()
-    monkeypatch.setattr(common, "CINIC10_MD5", md5(root / "CINIC-10.tar.gz"))
-    first = check_cinic(root)
-    shutil.rmtree(root / "CINIC-10")
-    (root / "CINIC-10.tar.gz").unlink()
-    assert check_cinic(root) == first
-    assert check_cinic(source) == first  # and from an unpacked folder
+    splits, root = ("train", "valid", "test"), tmp_path / "data"
+    source = plant(tmp_path / "source", dict.fromkeys(splits, 1), [f"class{c}" for c in range(10)])
+    picture(140, mode="L").save(source / "valid" / "class4" / "000.png")
+    root.mkdir()
+    archive = root / "CINIC-10.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for split in splits:
+            tar.add(source / split, split)
 
-
-def test_an_incomplete_cinic_is_refused_and_not_cached(cinic):
-    _, source = cinic
-    lost = source / "valid" / "class3" / "000.png"
+    lost, more = source / "valid" / "class3" / "000.png", source / "test" / "class3" / "more.png"
     lost.unlink()
-    picture(3).save(source / "test" / "class3" / "more.png")
+    picture(3).save(more)
     with pytest.raises(common.InputError, match="class3"):  # an empty class
         check_cinic(source)
     picture(130).save(lost)
     with pytest.raises(common.InputError, match="incomplete"):  # 20 and 11 images
         check_cinic(source)
     assert not (source / "cinic10.safetensors").exists()
+    more.unlink()
+    first = check_cinic(source)
+
+    with pytest.raises(common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"):
+        check_cinic(root)  # its checksum is wrong
+    assert not (root / "CINIC-10").exists()
+    monkeypatch.setattr(common, "CINIC10_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert check_cinic(root) == first
+    shutil.rmtree(root / "CINIC-10")
+    archive.unlink()
+    assert check_cinic(root) == first

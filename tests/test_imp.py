@@ -22,8 +22,6 @@ from torch.nn.utils import prune as torch_prune
 
 import common
 
-# ---------------------------------------------------------------- the pruning rule
-
 
 def test_sixteen_levels_of_resnet20_equal_torchs_global_magnitude_pruning():
     net = common.ResNet(20, 16, 3, 10)
@@ -57,9 +55,6 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
         gone = sorted(alive, key=lambda i: (abs(values[i]), i))[:count]
         masks = imp.prune({k: p.abs() for k, p in pieces.items()}, masks, fraction)
         assert torch.cat(list(masks.values())).nonzero().squeeze(1).tolist() == sorted(set(alive) - set(gone))
-
-
-# ---------------------------------------------------------------- the whole loop
 
 
 def dropped(n):
@@ -152,7 +147,7 @@ def test_files_and_rows_say_what_the_design_says(ok, tmp_path):
     assert list(header["__metadata__"]) == ["json"]
 
 
-def test_more_levels_go_on_and_the_same_command_is_already_done(ok, refused, tmp_path):
+def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(ok, call, refused, tmp_path):
     rewind, whole, parts = start(ok, tmp_path), tmp_path / "whole", tmp_path / "parts"
     command = ["imp", rewind, "--out", parts, "--levels"]
     ok("imp", rewind, "--levels", 2, "--out", whole)
@@ -165,7 +160,16 @@ def test_more_levels_go_on_and_the_same_command_is_already_done(ok, refused, tmp
     assert snapshot(tmp_path) == before
     other = [*command, 1, "--prune-fraction", 0.3]
     refused(other, f"prune_fraction {FRACTION} there, 0.3 now")
-    ok(*other, "--force")
+    kept = shutil.copy(rewind, parts / "level03-copy.safetensors")
+
+    def stop(*args, **more):
+        raise common.Stopped(15)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "train", stop)
+        assert call(*other, "--force")[0] == 143  # and no results of the old levels are left
+    assert {path.name for path in parts.iterdir()} == {".lock", kept.name}
+    ok(*other)
     assert not (parts / "level02.safetensors").exists()
     counts = [read_csv(folder / "results.csv")[1]["weights_remaining_count"] for folder in (parts, whole)]
     assert counts[0] != counts[1]
@@ -185,19 +189,6 @@ def test_order_seed_changes_the_order_alone(ok, refused, tmp_path):
     refused([*command, "--order-seed", 9, "--out", tmp_path], "--out")  # would mix with the run's own levels
 
 
-def test_force_leaves_no_results_of_the_old_levels(ok, call, tmp_path, monkeypatch):
-    rewind = start(ok, tmp_path)
-    ok("imp", rewind, "--levels", 1)
-    kept = shutil.copy(rewind, tmp_path / "level03-copy.safetensors")
-
-    def stop(*args, **more):
-        raise common.Stopped(15)
-
-    monkeypatch.setattr(common, "train", stop)
-    assert call("imp", rewind, "--levels", 1, "--force")[0] == 143
-    assert {path.name for path in tmp_path.iterdir()} == {"rewind.safetensors", ".lock", kept.name}
-
-
 def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
     good, bad = start(ok, tmp_path / "good"), start(ok, tmp_path / "bad", "--seed", 1)
     weights, info = common.load_tensors(bad)
@@ -209,9 +200,6 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
     refused(together, "lost: the loss is not finite at level 0, step 6", status=1)  # its first
     assert made(tmp_path / "goes on") == made(tmp_path / "alone")
     assert not (tmp_path / "lost" / "results.csv").exists()
-
-
-# ---------------------------------------------------------------- killed and continued
 
 
 # without a save before the signal; at level 1 with those of level 0, where c has nothing to train
@@ -239,38 +227,32 @@ def test_a_signal_saves_whose_turn_has_come(ok, call, tmp_path, monkeypatch, sto
     assert made(tmp_path / "stopped") == made(tmp_path / "whole")
 
 
-def test_a_rule_of_chance_resumes_and_is_never_mixed_with_magnitude(ok, refused, tmp_path, monkeypatch):
-    """One function and its name: masks differ by seed and level, and a resumed run never prunes again."""
-    starts = [start(ok, tmp_path / name, "--seed", seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))]
-    ok("imp", starts[2], "--levels", 1)
-    monkeypatch.setattr(imp, "CRITERION", "random")
-    monkeypatch.setattr(imp, "importance", lambda net, data, draw: {
-        name: torch.from_numpy(draw.random(p.shape)) for name, p in net.prunable().items()})  # fmt: skip
-    ok("imp", *starts[:2], "--levels", 1)
-    a, b = (level(tmp_path / name, 0)[0]["next.conv.weight"] for name in "ab")
-    assert not torch.equal(a, b)
-    monkeypatch.setattr(imp, "importance", None)
-    assert "already done" in ok("imp", starts[0], "--levels", 1)
-    refused(["imp", starts[2], "--levels", 2], "criterion magnitude there, random now")
-
-
-def test_a_rule_that_leaves_gradients_behind_changes_no_later_level(ok, refused, tmp_path, monkeypatch):
-    """SNIP as one would write it at first, with backward() in train mode: level by level as in one go."""
-    rewind = start(ok, tmp_path)
+def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
+    """SNIP as one would write it at first, with backward() in train mode, chance by seed and level: level by
+    level as in one go, a resumed run never prunes again, and it is never mixed with magnitude.
+    """
+    mine, other, magnitude = (start(ok, tmp_path / n, "--seed", s) for n, s in (("a", 0), ("b", 1), ("c", 0)))
+    whole, parts, drawn = tmp_path / "whole", tmp_path / "parts", []
+    ok("imp", magnitude, "--levels", 0)
 
     def snip(net, data, draw):
         net.train()
         F.cross_entropy(net(data.normalise(data.train_images()[:64])), data.labels[:64]).backward()
-        return {name: (p * p.grad).abs().detach() for name, p in net.prunable().items()}
+        drawn.append(draw.random())
+        return {name: (p * p.grad).abs().detach() ** drawn[-1] for name, p in net.prunable().items()}
 
     monkeypatch.setattr(imp, "CRITERION", "snip")
     monkeypatch.setattr(imp, "importance", snip)
-    ok("imp", rewind, "--levels", 2, "--out", tmp_path / "whole")
+    refused(["imp", magnitude, "--levels", 1], "criterion magnitude there, snip now")
+    ok("imp", other, mine, "--levels", 2, "--at-once", 1, "--out", tmp_path / "other", whole)
+    assert len({*drawn}) == 2 * 3  # runs, levels
     for n in (0, 1, 2):
-        ok("imp", rewind, "--levels", n, "--out", tmp_path / "parts")
-    assert made(tmp_path / "parts") == made(tmp_path / "whole")
+        ok("imp", mine, "--levels", n, "--out", parts)
+    assert (made(parts), drawn[6:]) == (made(whole), drawn[3:6])
     monkeypatch.setattr(imp, "importance", lambda *_: {k: p * torch.nan for k, p in snip(*_).items()})
-    refused(["imp", rewind, "--levels", 1, "--out", tmp_path / "broken"], "snip", status=1)
+    refused(["imp", mine, "--levels", 1, "--out", tmp_path / "broken"], "snip", status=1)
+    monkeypatch.setattr(imp, "importance", None)
+    assert "already done" in ok("imp", mine, "--levels", 2, "--out", parts)
 
 
 def test_a_full_disk_keeps_what_is_finished(ok, tmp_path):

@@ -17,9 +17,6 @@ def part(folder, n, which):
     return common.part(level(folder, n)[0], which)
 
 
-# ------------------------------------------------------------ imp.py --masks
-
-
 @pytest.fixture
 def pruned(ok, tmp_path):
     """A finished run of two prunings, and a starting point of another seed at step 0."""
@@ -77,8 +74,6 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
         common.save_tensors(own / f"level0{changed}.safetensors", tensors, about)
         refused(command, word)
 
-
-def test_names_of_starting_points():
     easy = {"scheme": "easy", "subset_size": 32, "class_balanced": False, "label_noise": 0, "rewind_step": 9,
             "preset": "digits", "score": "el2n", "pretrain_lr": 0.5, "noise_seed": 0}  # fmt: skip
     balanced, random = {"class_balanced": True}, {"class_balanced": True, "scheme": "random", "score": None}
@@ -104,9 +99,6 @@ def test_masks_that_cannot_be_used_are_one_line(ok, refused, pruned, tmp_path):
         (other, ["--shuffle-masks"], "--shuffle-masks needs --masks"),
     ):
         refused(["imp", rewind, "--out", tmp_path / "out", *flags], *words)
-
-
-# ------------------------------------------------------------ overlap and barriers
 
 
 def test_overlap_against_numpy_and_chance_against_a_simulation():
@@ -151,8 +143,6 @@ def test_barriers_against_plain_pytorch(digits):
     assert plot.error_barrier(net, ends[0], ends[0], digits) == 0  # exactly, of a network and itself
     assert not plot.loss_barrier(net, ends[0], ends[0], digits).any()
 
-
-# ------------------------------------------------------------ run_all.sh and the figures
 
 ALL, EASY = "all data, 20 steps", "easy 256, 10 steps, balanced"  # curves, and their runs:
 FOLDERS = {ALL: "all-t20", EASY: "easy-balanced-256-t10"}
@@ -234,13 +224,3 @@ def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, pag
         at = band[band[:, 0] == x, 1]
         assert (at.min(), at.max()) == (pytest.approx(low), pytest.approx(high))
     assert [margin[:, 1].min(), margin[:, 1].max()] == [-2, 2]
-
-
-@pytest.mark.parametrize("preset", common.PRESETS)
-def test_stability_is_a_second_order_of_every_starting_point(tmp_path, preset):
-    lines = run_all(preset, "stability", cwd=tmp_path, DRY_RUN=1, SEEDS="0 1").stdout.splitlines()
-    second = [line for line in lines if "--order-seed 1000" in line]
-    starts = [line.split(" --out ")[1] for line in lines if "pretrain.py" in line]
-    assert all(sum(start in line for line in second) == 1 for start in starts)
-    assert all("--levels 0" in line and "--masks" in line for line in second)
-    assert "--figure barrier" in lines[-1]

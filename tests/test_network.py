@@ -60,3 +60,17 @@ def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits
     assert not torch.equal(exact.net.conv.weight, member.net.conv.weight)  # bf16 did something
     a, b = (common.evaluate(m.net, digits)[1] for m in (exact, member))
     assert a == pytest.approx(b, rel=0.05)
+
+
+def test_batch_norm_has_the_bits_of_torchs():
+    """In both precisions, forward, backward and statistics: the entry point differs, the numbers do not."""
+    x = torch.randn(32, 16, 8, 8).to(memory_format=torch.channels_last)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for norm in (common.BatchNorm(16), torch.nn.BatchNorm2d(16)):
+            images = x.to(dtype, copy=True).requires_grad_()
+            y = norm(images)
+            y.float().pow(2).sum().backward()
+            statistics = norm.running_mean, norm.running_var
+            found.append((y, images.grad, norm.weight.grad, *statistics, norm.eval()(images)))
+        assert all(torch.equal(a, b) for a, b in zip(*found))

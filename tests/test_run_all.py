@@ -38,22 +38,25 @@ def pruned(lines):
     return [re.findall(r"\S+/rewind\.safetensors", line) for line in calling(lines, "imp")]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "count", "scores"),
-    [("digits", 3 + 4 + 2 + 3, 2),  # clean labels, and noisy ones without hard examples
-     ("digits fig5", 3 + 4 * 4, 1), ("cifar10-small", 3 + 4, 1), ("cifar10-small fig3", 1 + 2 * (2 + 3), 2),
-     ("cifar10", 6, 1), ("cifar10 fig3", 1 + 2 * 4, 2), ("cifar10 fig5", 3 + 8 * 3, 1),
-     ("cifar100 fig5", 3 + 6 * 3, 1), ("cinic10 fig6", 4 + 9 + 12, 1), ("cifar10 fig7", 1 + 2 * (2 + 8), 2),
-     ("cifar10 tstar", 1 + 5 * 3, 0), ("cifar10-small tstar", 1 + 4, 0)],
-)  # fmt: skip
+@pytest.mark.parametrize(("arguments", "count", "scores"), [
+    ("digits", 3 + 4 + 2 + 3, 2),  # clean labels, and noisy ones without hard examples
+    ("digits fig5", 3 + 4 * 4, 1), ("cifar10-small", 3 + 4, 1), ("cifar10-small fig3", 1 + 2 * (2 + 3), 2),
+    ("cifar10", 6, 1), ("cifar10 fig3", 1 + 2 * 4, 2), ("cifar10 fig5", 3 + 8 * 3, 1),
+    ("cifar100 fig5", 3 + 6 * 3, 1), ("cinic10 fig6", 4 + 9 + 12, 1), ("cifar10 fig7", 1 + 2 * (2 + 8), 2),
+    ("cifar10 tstar", 1 + 5 * 3, 0), ("cifar10-small tstar", 1 + 4, 0), ("digits stability", 3 + 4, 1),
+    ("cifar10-small stability", 3 + 4, 1), ("cifar10 stability", 6, 1), ("cinic10 stability", 6, 1),
+])  # fmt: skip
 def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
     lines = plan(tmp_path, *arguments.split())
     assert len(settings(lines)) == count
     assert set(settings(lines).values()) == {6 if "small" in arguments else 4}
     starts = [line.split()[-1] for line in calling(lines, "pretrain")]
-    assert [run for task in pruned(lines) for run in task] == starts  # every run is in one task
     assert len(calling(lines, "score_el2n")) == scores
     assert calling(lines, "plot") == lines[-1:]
+    for second in (False, "stability" in arguments):  # also in a second order, dense
+        runs = [line for line in calling(lines, "imp") if ("--masks" in line) == second]
+        assert [run for task in pruned(runs) for run in task] == starts  # every run is in one task
+        assert not second or all("--levels 0" in line and "--order-seed 1000" in line for line in runs)
 
 
 def test_what_a_run_is_called_with(tmp_path):
@@ -75,7 +78,6 @@ def test_what_a_run_is_called_with(tmp_path):
 
 def test_the_cost(tmp_path):
     """Steps of figure 2 by hand, of every preset as common.PRESETS has it; then with flags."""
-
     def expected(name, t, scoring, trainings, total):
         half = t // 2
         clean = [0, half, t] + [half] * (3 if name in ("cifar10", "cifar100", "cinic10") else 4)
@@ -113,7 +115,7 @@ def test_the_demonstration_at_a_tiny_scale(demonstration, tmp_path):
     count = len(settings(lines))
     done = re.findall(rf"^== imp: (\d+) of {count} done after \d+ minutes$", said, re.M)
     assert done == [str(n) for n in range(1, count + 1)]
-    assert "test accuracy in %" in said
+    assert "test accuracy in %, mean ? standard deviation" in said  # a terminal without UTF-8
     assert (where / "figures" / "digits" / "digits.png").exists()
     runs = where / "my runs" / "digits"
     assert len(list(runs.glob("*/seed0/level02.safetensors"))) == count
@@ -140,21 +142,17 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
     assert "stopped by SIGTERM" in log.read_text()
 
 
-# ---------------------------------------------------------------- tasks, with a Python that takes notes
-
-
 @pytest.fixture
 def fake(tmp_path):
     settings = {"PYTHON": taking_notes(tmp_path), "SEEDS": "0 1"}
     return lambda name="cifar10", **more: run_all(name, cwd=tmp_path, **settings | more)
 
 
-@pytest.mark.parametrize(
-    ("name", "devices", "jobs", "each"),
-    [("cifar10", "0", "", [8, 8, 8]), ("cifar10", "0,1,2,3,4,5,6,7", "", [3] * 8),
-     ("cifar10", "GPU-5c, MIG-7f", "", [6] * 4), ("cifar10", "4,5", 5, [5] * 4 + [4]),  # 5 tasks share 2 GPUs
-     ("cifar10", "", 2, [1] * 24), ("cifar10", "-1", 3, [1] * 24), ("digits", "", 2, [4] * 12)],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "devices", "jobs", "each"), [
+    ("cifar10", "0", "", [8, 8, 8]), ("cifar10", "0,1,2,3,4,5,6,7", "", [3] * 8),
+    ("cifar10", "GPU-5c, MIG-7f", "", [6] * 4), ("cifar10", "4,5", 5, [5] * 4 + [4]),  # 5 tasks share 2 GPUs
+    ("cifar10", "", 2, [1] * 24), ("cifar10", "-1", 3, [1] * 24), ("digits", "", 2, [4] * 12),
+])  # fmt: skip
 def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, name, devices, jobs, each):
     """As many for every GPU; without one, a run or, of the demonstration, a setting with its replicates."""
     done = fake(name, SEEDS="0 1 2 3", CUDA_VISIBLE_DEVICES=devices, JOBS=jobs)
@@ -168,12 +166,11 @@ def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, nam
     assert set(threads) == {"1" if devices in ("", "-1") else "free"}
 
 
-@pytest.mark.parametrize(
-    ("breaks", "status", "devices", "left"),
-    [("pretrain.py*all-t0/seed0", 1, "0", 11),  # one of the six runs of its task
-     ("pretrain.py*all-t0/seed0", 1, "", 11),  # the only one
-     ("imp.py*all-t0/seed0", 255, "", 12)],  # a status at which xargs would stop
-)  # fmt: skip
+@pytest.mark.parametrize(("breaks", "status", "devices", "left"), [
+    ("pretrain.py*all-t0/seed0", 1, "0", 11),  # one of the six runs of its task
+    ("pretrain.py*all-t0/seed0", 1, "", 11),  # the only one
+    ("imp.py*all-t0/seed0", 255, "", 12),  # a status at which xargs would stop
+])  # fmt: skip
 def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, devices, left):
     done = fake(CUDA_VISIBLE_DEVICES=devices, BREAKS=breaks, STATUS=status)
     assert done.returncode == 1

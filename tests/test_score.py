@@ -76,9 +76,9 @@ def test_label_noise_reaches_training_and_scores(ok, tmp_path, digits):
     assert u / (wrong.sum() * (~wrong).sum()) > 0.8
 
 
-def test_scoring_goes_on_with_the_networks_missing(call, ok, tmp_path, monkeypatch):
+def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(call, ok, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole" / "s.npy", tmp_path / "parts" / "s.npy"
-    ok(*SHORT, whole)
+    ok(*SHORT, whole, "--at-once", 3)
     ok(*SHORT, parts, "--lr", 0.05)  # other settings, to be replaced
     predict, calls = common.predict, iter(range(99))
 
@@ -91,16 +91,9 @@ def test_scoring_goes_on_with_the_networks_missing(call, ok, tmp_path, monkeypat
         patch.setattr(common, "predict", stop_after_two)
         assert call(*SHORT, parts, "--force")[0] == 143
     assert load_file(parts.with_suffix(".networks.safetensors")).keys() == {"1", "2"}
-    out = ok(*SHORT, parts)
+    out = ok(*SHORT, parts, "--at-once", 2)
     assert ("network   1" in out, "network   3 of 3" in out) == (False, True)
     assert parts.read_bytes() == whole.read_bytes()
-
-
-def test_several_at_once_equal_one_after_another(ok, tmp_path):
-    for at_once in (1, 2, 3):
-        ok(*SHORT, tmp_path / f"{at_once}.npy", "--at-once", at_once)
-    a, b, c = ((tmp_path / f"{n}.npy").read_bytes() for n in (1, 2, 3))
-    assert a == b == c
 
 
 def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path):

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT, TINY_RUNS, made, noted, run_all, taking_notes
+from conftest import ROOT, TINY_RUNS, made, noted, read_csv, run_all, taking_notes
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 FOUND = [shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") for name in PROGRAMS]
@@ -120,6 +120,9 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(demonstratio
     found, expected = made(runs), made(local / "my runs" / "digits")
     assert len(list(runs.glob("*/seed0/level02.safetensors"))) == 6
     assert found == {name: expected[name] for name in found}
+    drawn, everything = (read_csv(place / "figures" / "digits" / "summary.csv") for place in (where, local))
+    assert len(drawn) == 6 * 3  # curves, levels
+    assert all(row in everything for row in drawn)
 
 
 def test_a_second_submission_waits_for_the_first(tmp_path):

@@ -1,18 +1,25 @@
-"""Training: alone and in company, from any step, on a subset. Its arithmetic is compared in test_imp.py."""
+"""Training (its arithmetic: test_imp.py), and what recorded steps must prove (on a GPU: test_accept.py)."""
+
+from itertools import count
 
 import numpy as np
+import pytest
 import torch
 from conftest import equal, recipe
 
 import common
 
 
+def member(data, seed=0):
+    return common.Member(f"m{seed}", recipe(), data, seed)
+
+
+def group_of(data, seeds, **more):
+    return common.Group([member(data, seed) for seed in seeds], data, recipe(), **more)
+
+
 def run(members, data, stop, level=0, **more):
     return list(common.train(common.Group(members, data, recipe(), **more), stop, peak=0.1, level=level))
-
-
-def member(data, seed=0, name="m"):
-    return common.Member(name, recipe(), data, seed)
 
 
 def same(a, b):
@@ -22,7 +29,7 @@ def same(a, b):
 def test_members_side_by_side_equal_members_alone(digits):
     """Company, order and different first steps change no bit, at two levels with one group."""
     starts = [0, 7, 3, 25]
-    alone, together = ([member(digits, seed, f"m{seed}") for seed in range(4)] for _ in range(2))
+    alone, together = ([member(digits, seed) for seed in range(4)] for _ in range(2))
     group, storage = common.Group(together[::-1], digits, recipe()), together[0].net.conv.weight.data_ptr()
     for level in (1, 2):
         for m, start in zip([*alone, *together], starts * 2):
@@ -69,3 +76,103 @@ def test_looking_into_a_network_in_the_middle_of_its_training_changes_nothing(di
     alone.net.eval()
     common.predict(alone.net, digits, digits.test)
     assert not alone.net.training
+
+
+def everything(group):
+    """All tensors of its members, masks included, as they are now."""
+    return {f"{m.name} {name}": t.clone() for m in group.members
+            for name, t in (m.state() | common.prefixed(mask=m.masks)).items()}  # fmt: skip
+
+
+def trained(group, stop):
+    list(common.train(group, stop, peak=0.1))
+    return everything(group)
+
+
+def honest(group, k):
+    for _ in range(4):  # the real one warms up
+        group.step(k)
+    return lambda: group.step(k)
+
+
+def failing(error):
+    def record(group, k):
+        group.step(k)
+        raise error
+
+    return record
+
+
+def altering(group, k):
+    weight = group.members[k].net.conv.weight.data.add_(1)
+    return lambda: [group.step(k), weight.add_(1e-2)]
+
+
+def forgetting(group, k):
+    turns = count()
+    return lambda: None if next(turns) else group.step(k)
+
+
+def with_stale(what):
+    """Replays see the value that one or more tensors had when it was recorded."""
+    def record(group, k):
+        kept = [t.clone() for t in what(group, k)]
+
+        def replay():
+            current = [t.clone() for t in what(group, k)]
+            torch._foreach_copy_(what(group, k), kept)
+            group.step(k)
+            torch._foreach_copy_(what(group, k), current)
+
+        return replay
+
+    return record
+
+
+STAND_INS = {
+    "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
+    "altering a weight": altering, "forgetting the second step": forgetting,
+    "in eval mode": lambda group, k: lambda: [
+        group.members[k].net.eval(), group.step(k), group.members[k].net.train()],
+    "stepping twice": lambda group, k: lambda: [group.step(k), group.step(k)],
+    "doing nothing": lambda group, k: lambda: None,
+    "stale batch": with_stale(lambda group, k: [group.examples]),
+    "stale rate": with_stale(lambda group, k: [group.rate]),
+    "ignoring masks": with_stale(lambda group, k: [*group.members[k].masks.values()]),
+    "NaN": lambda group, k: lambda: [group.step(k), group.members[k].loss_sum.fill_(torch.nan)],
+    "another member's": lambda group, k: lambda: group.step(1 - k),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STAND_INS)
+def test_a_recording_that_is_not_the_step_is_refused_and_leaves_no_trace(digits, capfd, what):
+    group, plain = group_of(digits, (0, 1)), group_of(digits, (0, 1))
+    for m in (*group.members, *plain.members):
+        for mask in m.masks.values():
+            mask[::3] = 0
+    before, _ = trained(group, 3), trained(plain, 3)
+    common.use_recording(group, 1, STAND_INS[what])
+    err = capfd.readouterr().err
+    assert (err[:10], err.count("\n"), group.replays) == ("note: m1: ", 1, [None, None])
+    if what == "another member's":  # no recording of a member's own steps the other
+        before, group.members = {k: t for k, t in before.items() if k[:2] == "m1"}, group.members[1:]
+        assert equal(before, everything(group))
+    else:
+        assert equal(before, everything(group))
+        assert equal(trained(group, 8), trained(plain, 8))
+
+
+def test_an_honest_recording_is_used_without_a_word_and_changes_no_bit(digits, capfd):
+    group, plain = group_of(digits, (0, 1)), group_of(digits, (0, 1))
+    before, _ = trained(group, 3), trained(plain, 3)
+    with pytest.raises(torch.OutOfMemoryError):  # which stays an error
+        common.use_recording(group, 0, failing(torch.OutOfMemoryError("CUDA out of memory. Tried to ...")))
+    assert equal(before, everything(group))
+    for k in (0, 1):
+        common.use_recording(group, k, honest)
+    one_batch = group_of(digits, (0,), subset=np.array([5, 9, 1296]))
+    common.use_recording(one_batch, 0, honest)
+    assert capfd.readouterr().err == ""
+    assert None not in group.replays + one_batch.replays
+    assert equal(before, everything(group))
+    assert equal(trained(group, 30), trained(plain, 30))
