@@ -155,7 +155,7 @@ def test_folder_takes_grey_and_larger_images_under_any_name(tree):
     (lambda ant, root: [shutil.rmtree(root / part / "ant") for part in ("train", "test")], "only one class"),
     (lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images.safetensors"), "delete it"),
     (lambda ant, root: (root / ".images.safetensors").write_bytes(b"torn"), "delete it"),
-])
+])  # fmt: skip
 def test_a_bad_tree_is_one_clear_line(tree, break_it, message, refused, tmp_path):
     break_it(tree / "train" / "ant", tree)
     flags = ["--preset", "cifar10", "--dataset", "folder", "--data-dir", tree]

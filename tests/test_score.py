@@ -98,12 +98,11 @@ def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(call, ok
 
 def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path):
     own = common.PRESETS["digits"]["scoring"]
-    for flags in ({}, {"width": 3}):
+    for flags, expected in (([], own), (["--width=3"], own | {"width": 3})):
         out = tmp_path / f"{len(flags)}.npy"
-        argv = [f"--{name}={value}" for name, value in flags.items()]
-        ok("score", "--networks", 1, "--steps", 1, *argv, "--out", out)
+        ok("score", "--networks", 1, "--steps", 1, *flags, "--out", out)
         said = json.loads(out.with_suffix(".json").read_text())
-        assert {name: said[name] for name in own} == own | flags
+        assert {name: said[name] for name in own} == expected
     ok("pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors")  # what is pruned is the preset's
     recipe = common.load_info(tmp_path / "rewind.safetensors")["recipe"]
     assert all(recipe[name] == common.PRESETS["digits"][name] for name in own)
