@@ -135,7 +135,8 @@ WRITES = {
 
 
 @pytest.mark.parametrize(("stage", "torn"), [
-    ("control", True), *itertools.product(("imp", "score", "subset", "pretrain"), (False, True))])  # fmt: skip
+    ("control", True), *itertools.product(("imp", "score", "subset", "pretrain"), (False, True)),
+])  # fmt: skip
 def test_killed_inside_every_write_it_ends_as_if_undisturbed(run, tmp_path, stage, torn):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 

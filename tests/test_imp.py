@@ -236,6 +236,7 @@ def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
     ok("imp", magnitude, "--levels", 0)
 
     def snip(net, data, draw):
+        assert not net.training
         net.train()
         F.cross_entropy(net(data.normalise(data.train_images()[:64])), data.labels[:64]).backward()
         drawn.append(draw.random())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import TINY
+from conftest import TINY, equal
 from safetensors.torch import load_file
 
 import common
@@ -94,6 +94,7 @@ def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(call, ok
     out = ok(*SHORT, parts, "--at-once", 2)
     assert ("network   1" in out, "network   3 of 3" in out) == (False, True)
     assert parts.read_bytes() == whole.read_bytes()
+    assert equal(*(load_file(path.with_suffix(".networks.safetensors")) for path in (parts, whole)))
 
 
 def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path):

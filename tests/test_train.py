@@ -89,6 +89,14 @@ def trained(group, stop):
     return everything(group)
 
 
+def in_turn(*acts):
+    def replay():
+        for act in acts:
+            act()
+
+    return replay
+
+
 def honest(group, k):
     for _ in range(4):  # the real one warms up
         group.step(k)
@@ -105,7 +113,7 @@ def failing(error):
 
 def altering(group, k):
     weight = group.members[k].net.conv.weight.data.add_(1)
-    return lambda: [group.step(k), weight.add_(1e-2)]
+    return in_turn(lambda: group.step(k), lambda: weight.add_(1e-2))
 
 
 def forgetting(group, k):
@@ -132,14 +140,15 @@ def with_stale(what):
 STAND_INS = {
     "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
     "altering a weight": altering, "forgetting the second step": forgetting,
-    "in eval mode": lambda group, k: lambda: [
-        group.members[k].net.eval(), group.step(k), group.members[k].net.train()],
-    "stepping twice": lambda group, k: lambda: [group.step(k), group.step(k)],
+    "in eval mode": lambda group, k: in_turn(
+        group.members[k].net.eval, lambda: group.step(k), group.members[k].net.train),
+    "stepping twice": lambda group, k: in_turn(*[lambda: group.step(k)] * 2),
     "doing nothing": lambda group, k: lambda: None,
     "stale batch": with_stale(lambda group, k: [group.examples]),
     "stale rate": with_stale(lambda group, k: [group.rate]),
     "ignoring masks": with_stale(lambda group, k: [*group.members[k].masks.values()]),
-    "NaN": lambda group, k: lambda: [group.step(k), group.members[k].loss_sum.fill_(torch.nan)],
+    "NaN": lambda group, k: in_turn(
+        lambda: group.step(k), lambda: group.members[k].loss_sum.fill_(torch.nan)),
     "another member's": lambda group, k: lambda: group.step(1 - k),
 }  # fmt: skip
 
@@ -154,6 +163,7 @@ def test_a_recording_that_is_not_the_step_is_refused_and_leaves_no_trace(digits,
     common.use_recording(group, 1, STAND_INS[what])
     err = capfd.readouterr().err
     assert (err[:10], err.count("\n"), group.replays) == ("note: m1: ", 1, [None, None])
+    assert (" is off by " in err) == (what != "raising")
     if what == "another member's":  # no recording of a member's own steps the other
         before, group.members = {k: t for k, t in before.items() if k[:2] == "m1"}, group.members[1:]
         assert equal(before, everything(group))
