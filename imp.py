@@ -72,9 +72,6 @@ class Run:
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
 
-    def described(self) -> dict:
-        return {"recipe": self.recipe, **self.settings}
-
 
 def train_group(runs: list[Run], levels: int, data: common.Data, save_every: float, received: list) -> list:
     """Take runs through their levels side by side; returns a line for each that had to stop."""
@@ -139,7 +136,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     train_loss = member.loss_sum.item() / max(1, member.loss_steps)
     steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
-    info = run.described() | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
+    info = {"recipe": run.recipe, **run.settings, "row": row, "made_by": common.made_by(data.test.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
     common.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
@@ -181,16 +178,14 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
     for name, t in expected.items():
         have = tensors[name]
         if have.shape != t.shape or have.dtype != t.dtype:
-            raise InputError(f"{path}: {name} is {list(have.shape)} {have.dtype}, the starting point's "
-                             f"recipe needs {list(t.shape)} {t.dtype}")  # fmt: skip
+            needed = f"the recipe needs {list(t.shape)} {t.dtype}"
+            raise InputError(f"{path}: {name} is {list(have.shape)} {have.dtype}, {needed}")
 
 
 def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
     """From now on run takes the masks that the run in folder other hands on, instead of pruning its own."""
     for level in range(levels + 1):
         path = level_path(other, level)
-        if not path.exists():
-            raise InputError(f"--masks: {other} has not finished level {level}")
         tensors, info = common.load_tensors(path)
         if info.get("masks"):
             raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
@@ -203,8 +198,7 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
     run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
     # of the first masks only: a run may go on to more levels, and resume compares the others themselves
     run.settings["masks_sha256"] = common.digest(run.borrowed[0], {})
-    if shuffle:
-        run.settings["shuffled"] = True
+    run.settings |= {"shuffled": True} if shuffle else {}
 
 
 def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -242,8 +236,8 @@ def save_state(run: Run, member: Member) -> None:
     """Keep an unfinished level; its masks are in the last finished one."""
     if not member.finite() or not member.loss_sum.isfinite():
         return  # about to be stopped for that
-    info = run.described() | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
-                              "seconds": run.seconds}  # fmt: skip
+    info = {"recipe": run.recipe, **run.settings, "level": run.level, "step": member.step,
+            "loss_steps": member.loss_steps, "seconds": run.seconds}  # fmt: skip
     common.save_tensors(run.folder / "state.safetensors", member.state(), info)
 
 
@@ -256,7 +250,7 @@ def load_state(run: Run, member: Member) -> None:
         tensors, info = common.load_tensors(path)
         with common.reading(path):
             level, step, steps, seconds = (info.pop(k) for k in ("level", "step", "loss_steps", "seconds"))
-        if level != run.level or info != run.described():
+        if level != run.level or info != {"recipe": run.recipe, **run.settings}:
             return
         check_tensors(path, tensors, member.state())
     except InputError as error:
@@ -311,13 +305,20 @@ def main(argv: list[str] | None = None) -> None:
     common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
-    test = common.sha256(*(t.cpu().numpy().tobytes() for t in (data.test, data.test_labels)))
-    settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed,
-                "test_set_sha256": test}  # fmt: skip
+    settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
+    tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
+    settings["test_set_sha256"] = common.sha256(*tested)
     runs = [read_start(path, out, recipe, data, settings) for path, out in zip(args.rewind, args.out)]
+    lacking = [other for other in args.masks or () if not level_path(other, levels).exists()]
     for run, other in zip(runs, args.masks or ()):
-        borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
-    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841 - all or none
+        if other not in lacking:
+            borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
+    runs = [run for run in runs if run.borrowed or not args.masks]  # others diverged, or are still at work
+    stopped = [f"--masks: {other} has not finished level {levels}" for other in lacking]
+    if not runs:
+        raise InputError("; ".join(stopped))
+    locks = sorted(run.folder / ".lock" for run in runs)
+    held = [common.lock(path) for path in locks]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):
@@ -332,7 +333,6 @@ def main(argv: list[str] | None = None) -> None:
     if todo:
         print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
                           "train loss", "steps", "seconds"), flush=True)  # fmt: skip
-    stopped = []
     for group in common.even_groups(todo, args.at_once, device):
         stopped += train_group(group, levels, data, args.save_every, received)
     for run in runs:

@@ -24,7 +24,7 @@ def pruned(ok, tmp_path):
     return tmp_path / "own", start(ok, tmp_path / "other", "--seed", 1000, "--steps", 0)
 
 
-def test_training_under_the_masks_of_another_run(ok, pruned, tmp_path):
+def test_training_under_the_masks_of_another_run(ok, refused, pruned, tmp_path):
     own, other = pruned
     out = tmp_path / "control"
     ok("imp", other, "--masks", own, "--levels", 2, "--out", out)
@@ -42,6 +42,10 @@ def test_training_under_the_masks_of_another_run(ok, pruned, tmp_path):
     assert all(equal(level(own, n)[0], level(tmp_path / "self", n)[0]) for n in range(3))
     assert made(tmp_path / "more") == made(out)
     assert "already done" in ok("imp", other, "--masks", own, "--levels", 1, "--out", out)
+    # a run without its last level, as one that diverged, stops its own control alone
+    folders = ["--masks", tmp_path / "lost", own, "--out", tmp_path / "x", tmp_path / "y"]
+    refused(["imp", other, other, *folders, "--levels", 2], "lost has not finished level 2", status=1)
+    assert made(tmp_path / "y") == made(out)
 
 
 def test_shuffled_masks_keep_the_count_of_every_layer_and_stay_nested(ok, pruned, tmp_path):
@@ -89,16 +93,16 @@ def test_masks_that_cannot_be_used_are_one_line(ok, refused, pruned, tmp_path):
     ok("imp", other, "--masks", own, "--levels", 0, "--out", tmp_path / "control")
     for rewind, flags, *words in (
         (other, ["--masks", own, "--levels", 3], "own has not finished level 3"),
-        (other, ["--masks", tmp_path / "nowhere"], "nowhere has not finished level 0"),
+        (other, ["--masks", tmp_path / "nowhere", "--levels", 0], "nowhere has not finished level 0"),
         (wide, ["--masks", own], "level00.safetensors", "conv.weight", "recipe needs"),
         (deep, ["--masks", own], "level00.safetensors", "tensor blocks.1"),
         (other, ["--masks", own, own], "--masks: 2 folders for 1"),
-        (other, ["--masks", tmp_path / "control"], "control", "itself under the masks of all 5"),
+        (other, ["--masks", tmp_path / "control", "--levels", 0], "control", "under the masks of all 5"),
         (other, ["--masks", own, "--levels", 0, "--prune-fraction", 0.3], f"0.3 contradicts {FRACTION}"),
         (other, ["--masks", own, "--out", own / ".." / "own", "--force"], "is a folder to write to"),
         (other, ["--shuffle-masks"], "--shuffle-masks needs --masks"),
     ):
-        refused(["imp", rewind, "--out", tmp_path / "out", *flags], *words)
+        refused(["imp", rewind, "--levels", 2, "--out", tmp_path / "out", *flags], *words)
 
 
 def test_overlap_against_numpy_and_chance_against_a_simulation():
