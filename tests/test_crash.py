@@ -1,7 +1,6 @@
 """Nothing is lost: real processes killed at any moment and inside every write, two at once, damaged files.
 
-Started as a script, this file is a server that has imported torch once and forks a process per command,
-before any torch operation; each attempt then costs a fraction of a second instead of several.
+Started as a script, this file is a server that has imported torch once and forks a process per command.
 """
 
 import itertools

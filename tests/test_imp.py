@@ -228,9 +228,7 @@ def test_a_signal_saves_whose_turn_has_come(ok, call, tmp_path, monkeypatch, sto
 
 
 def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
-    """SNIP as one would write it at first, with backward() in train mode, chance by seed and level: level by
-    level as in one go, a resumed run never prunes again, and it is never mixed with magnitude.
-    """
+    """SNIP as one would write it at first, in train mode, and chance: resumed as in one go, never mixed."""
     mine, other, magnitude = (start(ok, tmp_path / n, "--seed", s) for n, s in (("a", 0), ("b", 1), ("c", 0)))
     whole, parts, drawn = tmp_path / "whole", tmp_path / "parts", []
     ok("imp", magnitude, "--levels", 0)

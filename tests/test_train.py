@@ -22,10 +22,6 @@ def run(members, data, stop, level=0, **more):
     return list(common.train(common.Group(members, data, recipe(), **more), stop, peak=0.1, level=level))
 
 
-def same(a, b):
-    return equal(a.state(), b.state())
-
-
 def test_members_side_by_side_equal_members_alone(digits):
     """Company, order and different first steps change no bit, at two levels with one group."""
     starts = [0, 7, 3, 25]
@@ -38,18 +34,23 @@ def test_members_side_by_side_equal_members_alone(digits):
             run([m], digits, 25, level=level)
         for done in common.train(group, 25, peak=0.1, level=level):
             assert [m.step for m in together] == [max(done, start) for start in starts]
-        assert all(same(a, b) for a, b in zip(alone, together))
+        assert all(equal(a.state(), b.state()) for a, b in zip(alone, together))
         assert [m.loss_steps for m in together] == [20, 18, 20, 0]
     assert together[0].net.conv.weight.data_ptr() == storage  # a captured graph would still use it
 
 
-def test_all_data_pretraining_is_the_beginning_of_level_0(digits):
+def test_stopping_and_looking_change_nothing(digits):
+    """Pre-training on all data is the beginning of level 0; an accuracy log leaves training in its mode."""
     whole, parts = member(digits), member(digits)
     run([whole], digits, 30)
     run([parts], digits, 11)
-    run([parts], digits, 30)
+    for _ in common.train(common.Group([parts], digits, recipe()), 30, peak=0.1):
+        common.evaluate(parts.net, digits)
     assert equal(whole.net.state_dict(), parts.net.state_dict())
-    assert not same(whole, member(digits))
+    assert not equal(whole.state(), member(digits).state())
+    whole.net.eval()
+    common.predict(whole.net, digits, digits.test)
+    assert not whole.net.training
 
 
 def test_training_uses_the_subset_and_the_given_labels(digits):
@@ -64,18 +65,6 @@ def test_training_uses_the_subset_and_the_given_labels(digits):
     table = common.epoch_table(0, 0, 40, 3, 3, 1, False)[:, 0]
     table[0] = np.array([3, 700, 41])[table[0]]
     assert torch.equal(seen[0], common.take_batch(digits, torch.from_numpy(table)))
-
-
-def test_looking_into_a_network_in_the_middle_of_its_training_changes_nothing(digits):
-    """An accuracy log or forgetting events: the training goes on in the mode that it was in."""
-    watched, alone = member(digits), member(digits)
-    for _ in common.train(common.Group([watched], digits, recipe()), 20, peak=0.1):
-        common.evaluate(watched.net, digits)
-    run([alone], digits, 20)
-    assert same(watched, alone)
-    alone.net.eval()
-    common.predict(alone.net, digits, digits.test)
-    assert not alone.net.training
 
 
 def everything(group):
