@@ -135,6 +135,7 @@ def test_command_writes_pictures_and_every_number(ok, root, tmp_path):
     assert (out / "cifar10.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "cifar10.pdf").read_bytes()[:4] == b"%PDF"
     assert (out / "summary.md").read_text().strip() in printed
+    assert "No run on all data" not in printed
     easy, top = accuracies(root, "easy 64 2"), accuracies(root, "all 4")
     row = next(r for r in summary if (r["scheme"], r["level"]) == ("easy", "3"))
     assert (len(summary), row["source"], row["curve"]) == (6 * 7, "runs", "easy 64, 2 steps")
@@ -299,6 +300,7 @@ def test_names_say_what_departs(ok, tmp_path, changed, names):
         assert {row["a"], row["b"]} == {f"easy 32, 2 steps{name}" for name in names}
         assert abs(float(row["difference"])) == pytest.approx(10)
         assert table_rows(printed, row["a"], row["b"])
+        assert "No run on all data for 4 steps" in printed
     (panel,) = panels_of(root)
     looks = [plot.style(c, panel) for c in panel.curves]
     assert looks[0] != looks[1]
