@@ -71,6 +71,7 @@ class Run:
     borrowed: list[dict[str, Tensor]] = field(default_factory=list)  # `next.` masks by level, of another run
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
+    described = property(lambda self: {"recipe": self.recipe, **self.settings})  # in its files
 
 
 def train_group(runs: list[Run], levels: int, data: common.Data, save_every: float, received: list) -> list:
@@ -136,7 +137,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     train_loss = member.loss_sum.item() / max(1, member.loss_steps)
     steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
     row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
-    info = {"recipe": run.recipe, **run.settings, "row": row, "made_by": common.made_by(data.test.device)}
+    info = run.described | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
     common.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
@@ -236,8 +237,8 @@ def save_state(run: Run, member: Member) -> None:
     """Keep an unfinished level; its masks are in the last finished one."""
     if not member.finite() or not member.loss_sum.isfinite():
         return  # about to be stopped for that
-    info = {"recipe": run.recipe, **run.settings, "level": run.level, "step": member.step,
-            "loss_steps": member.loss_steps, "seconds": run.seconds}  # fmt: skip
+    info = run.described | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
+                            "seconds": run.seconds}  # fmt: skip
     common.save_tensors(run.folder / "state.safetensors", member.state(), info)
 
 
@@ -250,7 +251,7 @@ def load_state(run: Run, member: Member) -> None:
         tensors, info = common.load_tensors(path)
         with common.reading(path):
             level, step, steps, seconds = (info.pop(k) for k in ("level", "step", "loss_steps", "seconds"))
-        if level != run.level or info != {"recipe": run.recipe, **run.settings}:
+        if level != run.level or info != run.described:
             return
         check_tensors(path, tensors, member.state())
     except InputError as error:
@@ -282,14 +283,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             raise InputError(f"{flag}: {len(folders)} folders for {len(args.rewind)} starting points")
     if args.shuffle_masks and not args.masks:
         raise InputError("--shuffle-masks needs --masks")
-    for folder in args.masks or ():
-        if folder.resolve() in [out.resolve() for out in args.out]:
-            raise InputError(f"--masks: {folder} is a folder to write to")
     for path, out in zip(args.rewind, args.out):
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
         if [other.resolve() for other in args.out].count(out.resolve()) > 1:
             raise InputError(f"{path}: another starting point writes to the same folder, {out}")
+        if out.resolve() in [folder.resolve() for folder in args.masks or ()]:
+            raise InputError(f"--masks: {out} is a folder to write to")
         if args.order_seed is not None and out.resolve() == path.resolve().parent:
             raise InputError("--order-seed needs --out, a folder of its own")
     return args
@@ -308,17 +308,17 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
     tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
     settings["test_set_sha256"] = common.sha256(*tested)
-    runs = [read_start(path, out, recipe, data, settings) for path, out in zip(args.rewind, args.out)]
-    lacking = [other for other in args.masks or () if not level_path(other, levels).exists()]
-    for run, other in zip(runs, args.masks or ()):
-        if other not in lacking:
-            borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
-    runs = [run for run in runs if run.borrowed or not args.masks]  # others diverged, or are still at work
-    stopped = [f"--masks: {other} has not finished level {levels}" for other in lacking]
+    runs, stopped = [], []
+    for path, out, other in itertools.zip_longest(args.rewind, args.out, args.masks or ()):
+        if other and not level_path(other, levels).exists():  # it diverged, or is still at work
+            stopped.append(f"--masks: {other} has not finished level {levels}")
+            continue
+        runs.append(read_start(path, out, recipe, data, settings))
+        if other:
+            borrow(runs[-1], other, levels, args.prune_fraction, args.shuffle_masks)
     if not runs:
         raise InputError("; ".join(stopped))
-    locks = sorted(run.folder / ".lock" for run in runs)
-    held = [common.lock(path) for path in locks]  # noqa: F841 - all or none
+    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841 - all or none
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):
