@@ -10,7 +10,6 @@ failed; 2: no GPU here.
 The plain loop is what most people write: torchvision transforms in a DataLoader with min(8, cores) persistent
 workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a mask on every weight.
 TF32 is off and cuDNN deterministic for both. Images are random; they cost what real ones of 32 x 32 cost.
---compile asks what fusing forward pass and loss of our step would bring: on two cores it brought nothing.
 """
 
 import argparse
@@ -54,9 +53,6 @@ def make_group(device: torch.device, networks: int = 1, examples: int = 2000, **
     return common.Group(members, data, recipe)
 
 
-# ---------------------------------------------------------------- checks: device -> (found, limit, ok?)
-
-
 def pruned_group(device: torch.device, networks: int = 1, **recipe) -> common.Group:
     """The same with half-zero masks; on a CPU tiny networks on few images."""
     if device.type == "cpu":
@@ -75,6 +71,9 @@ def train(group: common.Group, stop: int, level: int = 0) -> common.Group:
     return group
 
 
+# the checks: device -> (found, limit, ok?)
+
+
 def same(a: common.Member, b: common.Member) -> tuple:
     """Are two members the same, bit for bit?"""
     off = sum(not torch.equal(t, b.state()[name]) for name, t in a.state().items())
@@ -82,10 +81,13 @@ def same(a: common.Member, b: common.Member) -> tuple:
 
 
 def versions(device: torch.device) -> tuple:
-    gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version()
-    software = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
-    found = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {software}, Python {platform.python_version()}"
-    return found, "", True
+    software = f"torch {torch.__version__}, Python {platform.python_version()}"
+    if device.type == "cpu":
+        cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        return f"{cores}, {torch.backends.cpu.get_cpu_capability()}, {software}", "", True
+    gpu, cuda = torch.cuda.get_device_properties(device), f"CUDA {torch.version.cuda}"
+    memory, cudnn = f"{gpu.total_memory / 2**30:.0f} GiB", f"cuDNN {torch.backends.cudnn.version()}"
+    return f"{gpu.name}, {memory}, {software}, {cuda}, {cudnn}", "", True
 
 
 def tf32_is_off(device: torch.device) -> tuple:
@@ -182,9 +184,6 @@ def memory_of_three_groups(device: torch.device) -> tuple:
     return " ".join(f"{gib:.2f}" for gib in found) + " GiB", "1.1 x the first", max(found) <= 1.1 * found[0]
 
 
-# ---------------------------------------------------------------- speeds, against the goals
-
-
 def clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -202,14 +201,10 @@ def seconds(loop: Iterator, steps: int, device: torch.device) -> float:
     return (clock(device) - began) / steps
 
 
-def fuse() -> None:
-    common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
-
-
 def speed(device: torch.device, networks: int, goal: float, compiled: bool = False) -> tuple:
     """Milliseconds of a step of ResNet-20 at batch 128, for each of so many networks."""
     if compiled:
-        fuse()
+        common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
     group = make_group(device, networks, precision=common.resolve_precision("auto", device))
     loop = common.train(group, 10**9, peak=0.1)
     found = statistics.median([1e3 * seconds(loop, 200, device) / networks for _ in range(5)][1:])
@@ -232,8 +227,6 @@ def level_change(device: torch.device) -> tuple:
             found = clock(device) - began
     return f"{found:.2f} s", "goal 1", found <= 1
 
-
-# ---------------------------------------------------------------- --accept
 
 CHECKS = {
     "versions": versions, "tf32 is off": tf32_is_off, "near the CPU": near_the_cpu,
@@ -279,9 +272,6 @@ def accept() -> int:
         print(f"{name:36} {found:40} {limit:20} {word}", flush=True)
     print(f"{failed} of {len(CHECKS)} checks failed" if failed else f"all {len(CHECKS)} checks passed")
     return min(failed, 1)
-
-
-# ---------------------------------------------------------------- the table of both loops
 
 
 def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterator[None]:
@@ -341,10 +331,7 @@ def compare(depth: int, batch: int, networks: int, device: torch.device, precisi
 
 
 def table(device: torch.device, precision: str, quick: bool, rounds: int) -> None:
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    print(torch.cuda.get_device_name(device) if device.type == "cuda" else cores,
-          torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}",
-          f"Python {platform.python_version()}", f"ours in {precision}", sep=", ")  # fmt: skip
+    print(versions(device)[0], f"ours in {precision}", sep=", ")
     sizes = [(20, 128)] if quick else [*itertools.product((20, 32, 56), (128, 256))]
     at_once = (1, 2, 4, 8, 16) if device.type == "cuda" else (1,)
     for first, ((depth, batch), networks) in enumerate(itertools.product(sizes, at_once)):
@@ -362,7 +349,6 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our loop")
-    parser.add_argument("--compile", action="store_true", help="fuse forward pass and loss of our loop")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
     args = parser.parse_args()
     if args.accept:
@@ -371,8 +357,6 @@ def main() -> int:
     if args.check:
         print(json.dumps((CHECKS | SPEEDS | {"fingerprint": fingerprint})[args.check](device)))
         return 0
-    if args.compile:
-        fuse()
     table(device, common.resolve_precision(args.precision, device), args.quick, args.rounds)
     return 0
 

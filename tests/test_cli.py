@@ -76,12 +76,15 @@ def test_what_imp_cannot_do_with_its_runs(ok, refused, folder, rewind):
     refused(["imp", rewind, other], "lr is 0.05, but 0.3 in")
 
 
-def test_bf16_on_hardware_without_it(refused, folder, monkeypatch):
+def test_what_the_hardware_cannot_do(refused, folder, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert common.resolve_precision("auto", torch.device("cpu")) == "fp32"
     refused([*START, folder / "x.safetensors", "--precision", "bf16"], "bf16 needs")
     refused(["imp", rewrite_recipe(folder, precision="bf16")], "bf16 needs")
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    monkeypatch.setattr(common, "load_data", Mock(side_effect=error))
+    refused([*START, folder / "x.safetensors"], "--at-once", status=1)
 
 
 def test_outputs_that_cannot_be(refused, folder, rewind):
@@ -166,18 +169,11 @@ def rewrite_recipe(folder, **changes):
 
 
 def test_starting_points_that_do_not_fit(refused, folder, rewind):
-    tensors, info = common.load_tensors(rewind)
-    bias, other = tensors["bn.bias"], "other digits images"
+    content, other = rewind.read_bytes(), "other digits images"
     for changes, word in (({"depth": 14}, "blocks.1.shortcut.0.weight"), ({"width": 3}, "recipe needs"),
-                          ({"classes": 11}, other), ({"fingerprint": "0" * 64}, other),
-                          ({"seed": "drop"}, "lacks seed"), ({"rewind_step": 46}, "46"),
-                          ({"preset": "../etc"}, "../etc"), ({"lr": None}, "rewind")):  # fmt: skip
-        common.save_tensors(rewind, tensors, info)
+                          ({"fingerprint": "0" * 64}, other), ({"seed": "drop"}, "lacks seed")):  # fmt: skip
+        rewind.write_bytes(content)
         refused(["imp", rewrite_recipe(folder, **changes)], word)
-    common.save_tensors(rewind, tensors | {"bn.bias": bias.double()}, info)
-    refused(["imp", rewind], "bn.bias", "float64")
-    common.save_tensors(rewind, tensors | {"bn.bias": bias * torch.nan}, info)
-    refused(["imp", rewind, "--out", folder / "nan"], "not finite at level 0, step 3", status=1)
     safetensors.torch.save_file({"w": torch.zeros(3)}, rewind)
     refused(["imp", rewind], str(rewind), "not a file of this pretrain.py")
     rewind.unlink()
@@ -185,23 +181,18 @@ def test_starting_points_that_do_not_fit(refused, folder, rewind):
 
 
 def test_levels_that_do_not_fit(refused, rewind):
-    """Masks that do not follow, an earlier version, a state of something else."""
+    """Masks that do not follow, an earlier version, a torn state."""
     path, state = rewind.with_name("level00.safetensors"), rewind.with_name("state.safetensors")
     tensors, info = level(rewind.parent, 0)
-    command = ["imp", rewind, "--levels", 1]
     other = tensors["mask.conv.weight"].clone()
     other[0] = 0
     earlier = {name: t for name, t in tensors.items() if not name.startswith("next.")}
     for changed, word in ((tensors | {"mask.conv.weight": other}, "masks"), (earlier, "earlier version")):
         common.save_tensors(path, changed, info)
-        refused(command, "level00.safetensors", word)
+        refused(["imp", rewind, "--levels", 1], "level00.safetensors", word)
     common.save_tensors(path, tensors, info)
-    settings = {key: value for key, value in info.items() if key not in ("row", "made_by")}
-    unfinished = {"level": 1, "step": 7, "loss_steps": 1, "seconds": 1.0}
-    common.save_tensors(state, {"x": torch.zeros(1)}, settings | unfinished)
-    refused(command, "state.safetensors", "delete it")
     state.write_bytes(b"torn")
-    refused(command, "state.safetensors", "delete it")
+    refused(["imp", rewind, "--levels", 1], "state.safetensors", "delete it")
 
 
 def test_a_setting_that_other_code_does_not_know_makes_a_difference(ok, refused, folder, rewind, monkeypatch):
@@ -238,22 +229,12 @@ def test_a_divergence_in_the_very_last_step_is_noticed_and_kept_in_a_file(ok, re
     assert (said["settings"], said["level"], said["step"]) == ({}, None, 1)
     ok(*start, 0.1)
     assert not (path.parent / "diverged.json").exists()
-    paths = [tmp_path / seed / "r.safetensors" for seed in "01"]
-    for path in paths:
-        ok("pretrain", *flags, "--lr", 9e29, "--steps", 0, "--seed", path.parent.name, "--out", path)
+    ok("pretrain", *flags, "--lr", 9e29, "--steps", 0, "--out", path, "--force")
     for _ in range(2):  # the same command tries again
-        lines = [f"{path.parent}: the loss is not finite at level 0, step 1" for path in paths]
-        refused(["imp", *paths, "--levels", 0], *lines, status=1)
-        for seed, path in enumerate(paths):
-            said = json.loads((path.parent / "diverged.json").read_text())
-            assert (said["recipe"]["seed"], said["level"], said["step"]) == (seed, 0, 1)
-            assert said["settings"]["prune_fraction"] == FRACTION
-
-
-def test_out_of_memory_in_other_words_is_one_line(refused, monkeypatch, tmp_path):
-    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    monkeypatch.setattr(common, "load_data", Mock(side_effect=error))
-    refused([*START, tmp_path / "r.safetensors"], "--at-once", status=1)
+        refused(["imp", path, "--levels", 0], "x: the loss is not finite at level 0, step 1", status=1)
+        said = json.loads((path.parent / "diverged.json").read_text())
+        assert (said["recipe"]["lr"], said["level"], said["step"]) == (9e29, 0, 1)
+        assert said["settings"]["prune_fraction"] == FRACTION
 
 
 def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):

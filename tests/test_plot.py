@@ -53,13 +53,13 @@ def panels_of(root):
     return plot.make_panels(plot.read_runs(root)["cifar10"], "cifar10")
 
 
-def curve(accuracy, scheme="easy", size=64, step=2, seeds=None, noise=0.0, **more):
+def curve(accuracy, scheme="easy", size=64, step=2, seeds=None):
     """A Curve of [replicates, levels] in %."""
     rows = [np.array(row, float) for row in accuracy]
     known = {"preset": "cifar10", "pretrain_lr": 0.4 if step else 0.0}
-    known |= dict(zip(plot.KEY[:4], (scheme, size, step, noise)))
+    known |= dict(zip(plot.KEY[:4], (scheme, size, step, 0.0)))
     given = dict(zip(range(len(rows)) if seeds is None else seeds, rows))
-    return plot.Curve(known, 0.8 ** np.arange(max(map(len, rows))), given, **more)
+    return plot.Curve(known, 0.8 ** np.arange(max(map(len, rows))), given)
 
 
 def verdicts(folder, a, b):
@@ -80,47 +80,32 @@ def accuracies(root, name):
     return 100 * np.array([[float(row["test_accuracy"]) for row in run] for run in rows])
 
 
-@pytest.fixture
-def root(tmp_path):
-    made = np.random.default_rng(0)
-    for name in ("all 0", "all 2", "all 4", "random 64 2", "easy 64 2", "hard 64 2"):
-        fake_runs(tmp_path / "runs", name, *made.uniform(0.7, 0.9, (3, 7)))
-    return tmp_path / "runs"
-
-
-@pytest.fixture(scope="module")
-def paper():
-    return plot.read_published(PAPER)
-
-
-def find(curves, scheme, size=None, step=200, noise=0.0):
-    return next(c for c in curves if c.key[:4] == (scheme, size, step, noise))
-
-
 def lines_of(ax):
     return {line.get_label(): line for line in ax.get_lines()}
 
 
-def test_numbers_drawn_equal_the_numbers_in_the_files(ok, root, tmp_path, pages):
-    ok("plot", root, "--out", tmp_path)
-    (ax,) = pages[0].axes
-    lines, values = lines_of(ax), accuracies(root, "all 4")
+def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(ok, tmp_path, pages):
+    made, runs, x = np.random.default_rng(0), tmp_path / "runs", 0.8 ** np.arange(7)
     expected = {
-        "all data, 4 steps (n=3)": ("all 4", "#0072b2", "."),
-        "all data, 2 steps (n=3)": ("all 2", "#e8820e", "."),
-        "no pre-training (n=3)": ("all 0", "#d9b800", "."),
-        "random 64, 2 steps (n=3)": ("random 64 2", "#009e73", "o"),
-        "easy 64, 2 steps (n=3)": ("easy 64 2", "#b2182b", "^"),
-        "hard 64, 2 steps (n=3)": ("hard 64 2", "#f07fc0", "x"),
-    }
-    assert set(lines) == {*expected, "dense"}
+        "all data, 4 steps": ("all 4", "#0072b2", "."), "all data, 2 steps": ("all 2", "#e8820e", "."),
+        "no pre-training": ("all 0", "#d9b800", "."), "random 64, 2 steps": ("random 64 2", "#009e73", "o"),
+        "easy 64, 2 steps": ("easy 64 2", "#b2182b", "^"), "hard 64, 2 steps": ("hard 64 2", "#f07fc0", "x"),
+    }  # fmt: skip
+    for name, *_ in expected.values():
+        fake_runs(runs, name, *made.uniform(0.7, 0.9, (3, 7)))
+    printed = ok("plot", runs, "--out", tmp_path)
+    easy, top = accuracies(runs, "easy 64 2"), accuracies(runs, "all 4")
+
+    (ax,) = pages[0].axes
+    lines = lines_of(ax)
+    assert set(lines) == {*(f"{name} (n=3)" for name in expected), "dense"}
     for label, (name, *look) in expected.items():
-        np.testing.assert_allclose(lines[label].get_ydata(), accuracies(root, name).mean(0))
-        np.testing.assert_allclose(lines[label].get_xdata(), 100 * 0.8 ** np.arange(7))
-        assert [lines[label].get_color(), lines[label].get_marker()] == look
-    np.testing.assert_allclose(lines["dense"].get_ydata(), values[:, 0].mean())
+        line = lines[f"{label} (n=3)"]
+        np.testing.assert_allclose(line.get_xydata(), np.c_[100 * x, accuracies(runs, name).mean(0)])
+        assert [line.get_color(), line.get_marker()] == look
+    np.testing.assert_allclose(lines["dense"].get_ydata(), top[:, 0].mean())
     bands = [c.get_paths()[0].vertices[:, 1] for c in ax.collections if c.get_paths()]
-    low, high = values.mean(0) - values.std(0, ddof=1), values.mean(0) + values.std(0, ddof=1)
+    low, high = top.mean(0) - top.std(0, ddof=1), top.mean(0) + top.std(0, ddof=1)
     assert any(np.isclose(v.min(), low.min()) and np.isclose(v.max(), high.max()) for v in bands)
     assert (ax.get_xscale(), "64 examples" in ax.get_title()) == ("log", True)
     assert ax.get_xlim()[0] > ax.get_xlim()[1]  # from dense to sparse
@@ -128,23 +113,17 @@ def test_numbers_drawn_equal_the_numbers_in_the_files(ok, root, tmp_path, pages)
     room = 0.05 * np.ptp(means)  # what is seen follows the means, not the widest band
     np.testing.assert_allclose(ax.get_ylim(), (means.min() - room, means.max() + room))
 
-
-def test_command_writes_pictures_and_every_number(ok, root, tmp_path):
-    out = tmp_path / "figures"
-    printed, summary = ok("plot", root, "--out", out), read_csv(out / "summary.csv")
-    assert (out / "cifar10.png").read_bytes()[:4] == b"\x89PNG"
-    assert (out / "cifar10.pdf").read_bytes()[:4] == b"%PDF"
-    assert (out / "summary.md").read_text().strip() in printed
+    assert (tmp_path / "summary.md").read_text().strip() in printed
     assert "No run on all data" not in printed
-    easy, top = accuracies(root, "easy 64 2"), accuracies(root, "all 4")
+    summary = read_csv(tmp_path / "summary.csv")
     row = next(r for r in summary if (r["scheme"], r["level"]) == ("easy", "3"))
     assert (len(summary), row["source"], row["curve"]) == (6 * 7, "runs", "easy 64, 2 steps")
     numbers = [float(row[key]) for key in ("replicates", "mean", "std", "weights_remaining")]
-    np.testing.assert_allclose(numbers, [3, easy[:, 3].mean() / 100, easy[:, 3].std(ddof=1) / 100, 0.8**3])
+    np.testing.assert_allclose(numbers, [3, easy[:, 3].mean() / 100, easy[:, 3].std(ddof=1) / 100, x[3]])
     for values in (easy[:, 3], easy[:, 6], easy[:, 1:].mean(1)):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in printed
-    assert len(read_csv(out / "verdicts.csv")) == 15 * (1 + 1 + 6)  # pairs; all levels, sparsest third, each
-    found = verdicts(out, "easy 64, 2 steps", "all data, 4 steps")
+    assert len(read_csv(tmp_path / "verdicts.csv")) == 15 * (1 + 1 + 6)  # pairs; all levels, a third, each
+    found = verdicts(tmp_path, "easy 64, 2 steps", "all data, 4 steps")
     assert {*found} == {(1, 6), (5, 6), *((n, n) for n in range(1, 7))}
     for (first, last), row in found.items():
         each = (easy - top)[:, first : last + 1].mean(1)
@@ -156,35 +135,36 @@ def test_command_writes_pictures_and_every_number(ok, root, tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["cifar10", "cifar100", "cinic10"])
-def test_every_figure_of_the_paper_from_its_own_curves(ok, preset, tmp_path):
+def test_every_figure_and_interval_of_the_paper_from_its_own_curves(ok, preset, tmp_path):
+    """Deviations scaled from ddof 0 and, over levels, taken as fully correlated; Welch's interval."""
     figures = {"cifar10": "23457", "cifar100": "245", "cinic10": "246"}[preset]
     ok("plot", "--paper", PAPER, "--preset", preset, "--figure", *"234567", "--out", tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        *(f"{preset}-published-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")),
-        "summary.csv", "summary.md", "verdicts.csv",
-    }  # fmt: skip
+    pictures = [f"{preset}-published-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")]
+    files = {path.name: path.read_bytes()[:4] for path in tmp_path.iterdir()}
+    assert files.keys() == {*pictures, "summary.csv", "summary.md", "verdicts.csv"}
+    assert [files[name] for name in pictures] == [b"\x89PNG", b"%PDF"] * len(figures)
     raw = {(c["scheme"], c["subset_size"], c["rewind_step"], c["label_noise"]): c
            for c in json.loads(PAPER.read_text())["curves"] if c["dataset"] == preset}  # fmt: skip
+    curves = {}
     for row in read_csv(tmp_path / "summary.csv"):  # mean and deviation are the published ones
         scheme, size = row["scheme"].replace("init", "all"), int(row["subset_size"] or 0) or None
         c, n = raw[scheme, size, int(row["rewind_step"]), float(row["label_noise"])], int(row["level"])
-        std = c["std"][n] * math.sqrt(c["replicates"] / (c["replicates"] - 1))  # published with ddof 0
+        std = c["std"][n] * math.sqrt(c["replicates"] / (c["replicates"] - 1))
         np.testing.assert_allclose([float(row["mean"]), float(row["std"])], [c["mean"][n], std], atol=1e-12)
         assert row["source"] == "paper"
-
-
-def test_figures_choose_their_curves(paper):
-    def sizes(figure, preset):
-        panels = plot.choose(figure, plot.make_panels(paper[preset], preset), preset)
-        return [(p.noise, p.step, p.sizes, p.claimed) for p in panels]
-
-    few, small = [512, 1024, 2048, 3200], [12800, 25600, 51200]
-    assert sizes("2", "cifar10") == [(0.0, 200, [3200], 3200)]
-    assert sizes("2", "cinic10") == [(0.0, 400, [51200], 51200)]
-    assert sizes("3", "cifar10") == [(0.1, 200, [2048], 2048), (0.5, 200, [2048], 2048)]
-    assert sizes("7", "cifar10") == [(noise, 200, few, 2048) for noise in (0.1, 0.5)]
-    assert sizes("6", "cinic10") == [(0.0, 200, small, None), (0.0, 400, [*small, 102400], 51200)]
-    assert sizes("3", "cifar100") == sizes("6", "cifar10") == sizes("5", "cinic10") == []
+        curves[row["curve"], row["label_noise"]] = c
+    rows = read_csv(tmp_path / "verdicts.csv")
+    assert len(rows) == {"cifar10": 2880, "cifar100": 1350, "cinic10": 1260}[preset]  # of all panels
+    for row in rows:
+        pair = [curves.get((row[x], row["label_noise"])) or curves[row[x], "0.0"] for x in "ab"]
+        levels = slice(int(row["first_level"]), int(row["last_level"]) + 1)
+        a, b = (100 * np.mean(c["mean"][levels]) for c in pair)
+        free = [c["replicates"] - 1 for c in pair]
+        squares = [np.mean(100 * np.array(c["std"][levels])) ** 2 / n for c, n in zip(pair, free)]
+        df = sum(squares) ** 2 / sum(s**2 / n for s, n in zip(squares, free))
+        half = scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(squares))
+        found = [float(row[key]) for key in ("difference", "low", "high")]
+        np.testing.assert_allclose(found, [a - b, a - b - half, a - b + half], atol=1e-9)
 
 
 @pytest.mark.parametrize(("preset", "size"), [("cifar10-small", 3200), ("digits", 256)])
@@ -210,41 +190,31 @@ def test_figures_2_and_3_of_small_presets_have_balanced_easy_beside_easy(ok, tmp
         assert [row[9] for row in rows] == [f"{says}: supported", ""]  # the paper has no balanced ones
 
 
-def test_ours_before_the_published_curves(ok, tmp_path, pages):
-    made = np.random.default_rng(3)
-    for name in ("easy 3200 200", "all 400", "random 77 200"):
-        fake_runs(tmp_path / "runs", name, *made.uniform(0.7, 0.9, (2, 17)))
-    printed = ok("plot", tmp_path / "runs", "--figure", 5, 4, "--paper", PAPER, "--out", tmp_path)
-    raw = next(c for c in json.loads(PAPER.read_text())["curves"] if (c["dataset"], c["label_noise"],
-               c["scheme"], c["subset_size"]) == ("cifar10", 0.0, "easy", 3200))  # fmt: skip
-    by_level, by_size = lines_of(pages[0].axes[1]), lines_of(pages[1].axes[1])
-    for lines, wanted in ((by_level, raw["mean"][:17]), (by_size, [raw["mean"][10]])):
+def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_curves(ok, tmp_path, pages):
+    made, runs = np.random.default_rng(3), tmp_path / "runs"
+    for name in ("easy 3200 200", "all 400", "random 77 200", "easy 512 200"):
+        fake_runs(runs, name, *made.uniform(0.7, 0.9, (2, 17)))
+    fake_runs(runs / "b", "easy 512 200", *made.uniform(0.7, 0.9, (2, 17)), class_balanced=True)
+    printed = ok("plot", runs, "--figure", 5, 4, "--paper", PAPER, "--out", tmp_path)
+    raw = {c["subset_size"]: c["mean"] for c in json.loads(PAPER.read_text())["curves"]
+           if (c["dataset"], c["label_noise"], c["scheme"]) == ("cifar10", 0.0, "easy")}  # fmt: skip
+    assert [ax.get_title()[:8] for ax in pages[1].axes[:2]] == ["level 8,", "level 10"]
+    by_level, by_size = lines_of(pages[0].axes[2]), lines_of(pages[1].axes[1])
+    for lines, wanted in ((by_level, raw[3200][:17]), (by_size, [raw[512][10], raw[3200][10]])):
         thin = [name for name in lines if name[0] == "_"]
-        assert len(thin) == 2  # of easy 3200 and of all data; the paper has no 77 random
+        assert len(thin) == 2  # of easy and of all data; the paper has no 77 random
         (easy,) = (name for name in thin if "easy" in name)
         np.testing.assert_allclose(lines[easy].get_ydata(), 100 * np.array(wanted))
-    ours = accuracies(tmp_path / "runs", "easy 3200 200")[:, 1:].mean()
+    easy, small, top = (accuracies(runs, name) for name in ("easy 3200 200", "easy 512 200", "all 400"))
+    line = by_size["easy, 200 steps (n=2)"]
+    expected = [[512, small[:, 10].mean()], [3200, easy[:, 10].mean()]]
+    np.testing.assert_allclose(line.get_xydata(), expected)
+    np.testing.assert_allclose(by_size["all data, 400 steps (n=2)"].get_ydata(), top[:, 10].mean())
+    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (512,)  # a line of its own
     (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
-    assert float(row[2]) == pytest.approx(ours - 100 * np.mean(raw["mean"][1:17]), abs=0.005)
+    expected = easy[:, 1:].mean() - 100 * np.mean(raw[3200][1:17])
+    assert float(row[2]) == pytest.approx(expected, abs=0.005)
     assert {row["source"] for row in read_csv(tmp_path / "summary.csv")} == {"runs", "paper"}
-
-
-def test_figure_4_is_accuracy_against_subset_size(ok, tmp_path, pages):
-    made = np.random.default_rng(3)
-    for name in ("all 4", "easy 512 2", "easy 64 2", "easy 128 2"):
-        fake_runs(tmp_path, name, *made.uniform(0.7, 0.9, (2, 11)))
-    fake_runs(tmp_path / "b", "easy 128 2", *made.uniform(0.7, 0.9, (2, 11)), class_balanced=True)
-    ok("plot", tmp_path, "--figure", 4, "--out", tmp_path)
-    first, second = pages[0].axes
-    assert (first.get_title()[:8], second.get_title()[:8]) == ("level 8,", "level 10")
-    lines = lines_of(first)
-    easy = lines["easy, 2 steps (n=2)"]
-    assert list(easy.get_xdata()) == [64, 128, 512]
-    wanted = [accuracies(tmp_path, f"easy {n} 2")[:, 8].mean() for n in (64, 128, 512)]
-    np.testing.assert_allclose(easy.get_ydata(), wanted)
-    top = accuracies(tmp_path, "all 4")[:, 8].mean()
-    np.testing.assert_allclose(lines["all data, 4 steps (n=2)"].get_ydata(), top)
-    assert (*lines["easy, 2 steps, balanced (n=2)"].get_xdata(),) == (128,)  # a line of its own, not a zigzag
 
 
 def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_own(tmp_path):
@@ -280,12 +250,10 @@ def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(ok, tmp_p
     assert [p.step for p in plot.choose("2", panels, "cifar10")] == [200]
 
 
-DEPARTURES = {"criterion": "random", "depth": 32, "prune_fraction": 0.5, "precision": "bf16",
-              "score": "margin", "noise_seed": 3}  # fmt: skip
-
-
 @pytest.mark.parametrize(("changed", "names"), [
-    *(({key: value}, ["", f", {key}={value}"]) for key, value in DEPARTURES.items()),
+    *(({key: value}, ["", f", {key}={value}"]) for key, value in (
+        ("criterion", "random"), ("depth", 32), ("prune_fraction", 0.5), ("precision", "bf16"),
+        ("score", "margin"), ("noise_seed", 3))),
     ({"own": {"rule": "snip"}}, ["", ", rule=snip"]), ({"own": {"shuffled": True}}, ["", ", shuffled"]),
     ({"class_balanced": True}, ["", ", balanced"]), ({"subset_sha256": "abcdef"}, [", #abcd", ", #easy"]),
 ])  # fmt: skip
@@ -356,7 +324,7 @@ def test_what_is_no_replicate_is_said_and_left_out(tmp_path, capsys):
     ((_, curves),) = plot.read_runs(tmp_path).items()
     counts = {c.name.removesuffix(", 2 steps"): len(c.accuracy) for c in curves}
     assert counts == {"easy 32": 2, "random 64": 3, "random 32": 3, "rule 32": 3}
-    np.testing.assert_allclose(find(curves, "easy", 32, 2).mean, [80, 70])
+    np.testing.assert_allclose(next(c for c in curves if c.scheme == "easy").mean, [80, 70])
     printed = capsys.readouterr().out
     for words in ("copy", "repeats seed 0"), ("order", "batch order"), ("64", "share 1"):
         assert any(all(word in line for word in words) for line in printed.splitlines()), words
@@ -406,6 +374,9 @@ def test_intervals_equal_scipys():
     theirs = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval()
     np.testing.assert_allclose((ours.low, ours.high), theirs)
     assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
+    ours = plot.compare(curve(a), curve(b[:3, :4]))  # as deep as both are
+    assert (ours.last, ours.replicates, ours.without) == (3, "3 paired", "")
+    assert np.isnan(plot.compare(curve(a), curve(b[:, :1])).difference)  # dense alone
 
 
 @pytest.mark.parametrize(("seeds", "replicates"), [
@@ -418,18 +389,31 @@ def test_pairs_need_three_seeds_or_all_of_an_arm(seeds, replicates):
     assert np.isnan(found.low) == (replicates in ("1 paired", "4 and 1"))
 
 
-@pytest.mark.parametrize(("gaps", "word", "needed"), [
-    ([1.0, 1.2, 0.8], "better", 0),
-    ([-1.0, -1.2, -0.8], "worse", 1.497),
-    ([0.01, -0.02, 0.01], "no worse", 0.043),  # a clear tie
-    ([0.0, 0.0, 0.0], "no worse", 0.0),
-    ([-0.24, -0.25, -0.23], "worse within margin", 0.265),  # as sure a loss, and smaller than the margin
-    ([2.0, -2.0, 1.0], "undecided", 4.838),
-    ([3.0], "undecided", None),  # one replicate, however good
+# what the paper says of two roles, at a share of random labels
+SAID = [("no worse", 0.0, "easy", "t*"), ("worse", 0.0, "hard", "random"), ("better", 0.1, "easy", "t*"),
+        ("no better", 0.5, "random", "init")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gaps", "word", "needed", "statements"), [
+    ([1.0, 1.2, 0.8], "better", 0, "supported contradicted supported contradicted"),
+    ([-1.0, -1.2, -0.8], "worse", 1.497, "contradicted supported contradicted supported"),
+    ([0.01, -0.02, 0.01], "no worse", 0.043, "supported undecided undecided supported"),  # a clear tie
+    ([0.0, 0.0, 0.0], "no worse", 0.0, "supported undecided undecided supported"),
+    # as sure a loss, and smaller than the margin
+    ([-0.24, -0.25, -0.23], "worse within margin", 0.265, "supported supported contradicted supported"),
+    ([2.0, -2.0, 1.0], "undecided", 4.838, "undecided undecided undecided undecided"),
+    ([3.0], "undecided", None, "undecided undecided undecided undecided"),  # one replicate, however good
 ])  # fmt: skip
-def test_verdicts(gaps, word, needed):
-    base = np.linspace(80, 90, 5)
-    found = plot.compare(curve([base + gap for gap in gaps]), curve([base for _ in gaps]))
+def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, statements):
+    base, keys = np.linspace(80, 90, 5), {"t*": ("all", None, 4), "init": ("init", None, 0)}
+    for (said, noise, *roles), means in zip(SAID, statements.split()):
+        a, b = (curve([base + gap for gap in each], *keys.get(role, (role, 64)))
+                for each, role in zip((gaps, [0] * len(gaps)), roles))  # fmt: skip
+        panel = plot.Panel(noise, 0.4, 2, 4, [b, a], "", 64)
+        (found,) = plot.compare_pairs(panel, 1, None)
+        assert plot.the_paper_says(panel, found, 0.5) == f"{said}: {means}"
+        for claimed in (None, 32):  # other steps, other sizes
+            assert plot.the_paper_says(replace(panel, claimed=claimed), found, 0.5) == ""
     assert found.difference == pytest.approx(np.mean(gaps))
     assert plot.verdict(found, 0.5) == word
     if needed is not None:  # the margin that the table names is where 'no worse' begins
@@ -459,17 +443,6 @@ def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dom
     assert plot.margin_needed(d) == pytest.approx(max(0, -d.low, -plot.compare(a, b, 11, 15).low))
 
 
-def test_unfinished_replicates_are_left_out():
-    full = np.full((3, 9), 80.0)
-    found = plot.compare(curve(full), curve([[79.0] * 9, [79.0] * 9, [70.0] * 3]))
-    assert (found.last, found.replicates, found.difference) == (8, "2 paired", 1.0)
-    found = plot.compare(curve(full), curve([[79.0] * 7] * 3))
-    assert (found.last, found.replicates, found.without) == (6, "3 paired", "")
-    found = plot.compare(curve(full), curve([[80.0], [80.0]]))
-    assert np.isnan([found.difference, found.low]).all()
-    assert plot.verdict(found, 100) == "undecided"
-
-
 @pytest.mark.parametrize("replicates", [3, 4, 8])
 def test_without_a_difference_better_and_worse_are_rare(replicates):
     """At most 3.5% each (2.5% is nominal), whatever part of the scatter a replicate's levels share."""
@@ -490,84 +463,37 @@ def test_without_a_difference_better_and_worse_are_rare(replicates):
     assert min(counts[0.0, "paired"]) > 0.015  # and an interval that is never wrong would be too wide
 
 
-def test_numbers_of_the_paper(paper):
+def test_numbers_and_statements_of_the_paper(ok, tmp_path):
     """CIFAR-10, mean over levels 1 to 16, in points."""
-    cifar = paper["cifar10"]
-    full, half, init = find(cifar, "all", step=400), find(cifar, "all"), find(cifar, "init", step=0)
-    assert plot.compare(full, half).difference == pytest.approx(1.00, abs=0.005)
-    assert plot.compare(half, init).difference == pytest.approx(1.59, abs=0.005)
-    sizes = [256, 512, 1024, 2048, 3200, 6400, 12800, 25600]
-    easy = [plot.compare(find(cifar, "easy", n), full) for n in sizes]
-    expected = [-1.44, -0.86, -0.62, -0.56, -0.27, -0.45, -0.21, -0.47]
-    np.testing.assert_allclose([d.difference for d in easy], expected, atol=0.005)
-    assert {(d.first, d.last, d.replicates) for d in easy} == {(1, 16, "4 and 4")}
-    words = [plot.verdict(d, 0.5) for d in easy]
-    assert words == ["worse", "worse", "undecided", "worse", *["undecided"] * 4]
-    assert [plot.verdict(d, 1.0) for d in easy[4:]] == ["no worse"] * 4  # matching depends on the margin
-    for n in sizes[1:-1]:
-        assert plot.compare(find(cifar, "hard", n), find(cifar, "random", n)).high < 0
-    (panel, *_) = plot.make_panels(cifar, "cifar10")  # the same runs drawn twice are not compared
-    compared = plot.compare_pairs(panel, 1, None)
-    pairs = [(d.a.name, d.b.name) for d in compared]
-    assert ("random 25600, 200 steps", "all data, 400 steps") in pairs
-    assert ("random 25600, 200 steps", "all data, 200 steps") not in pairs
-    rows = table_rows(plot.verdict_table("x", panel, compared, 0.5), "")
-    chosen = [row[0].split(" (")[0] for row in rows if "best of 8 sizes on these results" in row[0]]
-    assert chosen == ["random 3200, 200 steps", "easy 12800, 200 steps", "hard 25600, 200 steps"]
+    flags = ["--paper", PAPER, "--preset", "cifar10", "--out", tmp_path, "--figure"]
+    sizes, top, half = ok("plot", *flags, 5), "all data, 400 steps", "all data, 200 steps"
+    for a, b, difference, word in (
+        (half, top, -1.00, "worse"), ("no pre-training", half, -1.59, "worse"),
+        *((f"easy {n}, 200 steps", top, *found) for n, *found in (
+            (256, -1.44, "worse"), (512, -0.86, "worse"), (1024, -0.62, "undecided"), (2048, -0.56, "worse"),
+            (3200, -0.27, "undecided"), (6400, -0.45, "undecided"), (12800, -0.21, "undecided"))),
+    ):  # fmt: skip
+        row = verdicts(tmp_path, a, b)[1, 16]
+        assert (row["verdict"].split(",")[0], row["replicates"]) == (word, "4 and 4")
+        assert float(row["difference"]) == pytest.approx(difference, abs=0.005)
+    for n in (512, 1024, 2048, 3200, 6400, 12800):
+        assert float(verdicts(tmp_path, f"hard {n}, 200 steps", f"random {n}, 200 steps")[1, 16]["high"]) < 0
+    same = "random 25600, 200 steps"  # the same runs drawn twice are not compared
+    assert [(1, 16) in verdicts(tmp_path, same, other) for other in (top, half)] == [True, False]
+    best = [row[0] for row in table_rows(sizes, "") if "best of 8 sizes on these results" in row[0]]
+    assert [name[:12] for name in best] == ["random 3200,", "easy 12800, ", "hard 25600, "]
 
-
-def test_a_published_interval_by_hand(paper):
-    """Deviations scaled from ddof 0 and, over levels, taken as fully correlated; Welch's interval."""
-    raw = json.loads(PAPER.read_text())["curves"]
-    chosen = [next(c for c in raw if (c["dataset"], c["scheme"], c["subset_size"], c["rewind_step"]) == key)
-              for key in (("cinic10", "hard", 12800, 400), ("cinic10", "all", None, 800))]  # fmt: skip
-    squares = [np.mean(100 * np.array(c["std"][1:13])) ** 2 / (n - 1) for c, n in zip(chosen, (3, 4))]
-    difference = 100 * (np.mean(chosen[0]["mean"][1:13]) - np.mean(chosen[1]["mean"][1:13]))
-    df = sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 3)
-    half = scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(squares))
-    ours = plot.compare(find(paper["cinic10"], "hard", 12800, 400), find(paper["cinic10"], "all", step=800))
-    np.testing.assert_allclose((ours.difference, ours.low, ours.high),
-                               (difference, difference - half, difference + half))  # fmt: skip
-
-
-def test_statements_of_the_paper_are_judged(ok, tmp_path):
-    printed = ok("plot", "--paper", PAPER, "--preset", "cifar10", "--figure", 2, 3, "--out", tmp_path)
-    clean, _, noisy = printed.split("random labels: accuracy")
-    top, half, size = "all data, 400 steps", "all data, 200 steps", "3200, 200 steps"
-    for a, b, found, said in (
-        (half, top, "worse: not matching", "worse: supported"),
-        (f"random {size}", half, "no worse", "no worse: supported"),
-        (f"easy {size}", top, "undecided", "no worse: undecided"),
-        (f"hard {size}", f"random {size}", "worse", "worse: supported"),
+    clean, _, noisy = ok("plot", *flags, 2, 3).split("random labels: accuracy")
+    for text, a, b, found, said in (
+        (clean, half, top, "worse: not matching", "worse: supported"),
+        (clean, "random 3200", half, "no worse", "no worse: supported"),
+        (clean, "easy 3200", top, "undecided", "no worse: undecided"),
+        (clean, "hard 3200", "random 3200", "worse", "worse: supported"),
+        (noisy, "easy 2048", top, "better: matching", "better: supported"),  # of 50%
+        (noisy, "no pre-training", top, "worse: not matching", "no worse: contradicted"),
     ):
-        (row,) = table_rows(clean, a, b)
+        (row,) = table_rows(text, a, b)
         assert (row[6], row[9]) == (found, said)
-    assert table_rows(noisy, "easy 2048", top)[0][9] == "better: supported"
-
-
-@pytest.mark.parametrize(("low", "high", "noise", "roles", "said"), [
-    (-2.0, -0.1, 0.0, ("easy", "t*"), "no worse: contradicted"),
-    (-0.4, -0.1, 0.0, ("easy", "t*"), "no worse: supported"),  # a sure loss, but within the margin
-    (-0.6, 0.3, 0.0, ("easy", "t*"), "no worse: undecided"),
-    (0.1, 0.3, 0.0, ("easy", "t*"), "no worse: supported"),
-    (-0.4, -0.1, 0.0, ("hard", "random"), "worse: supported"),
-    (0.1, 0.3, 0.0, ("hard", "random"), "worse: contradicted"),
-    (-0.4, 0.3, 0.1, ("easy", "t*"), "better: undecided"),
-    (-0.4, -0.1, 0.1, ("easy", "t*"), "better: contradicted"),
-    (-0.4, 0.4, 0.5, ("random", "init"), "no better: supported"),
-    (0.1, 0.6, 0.5, ("random", "init"), "no better: contradicted"),
-    (-0.4, 0.6, 0.5, ("random", "init"), "no better: undecided"),
-    (-2.0, -0.1, 0.0, ("t*", "easy"), ""),
-])  # fmt: skip
-def test_what_a_comparison_means_for_a_statement(low, high, noise, roles, said):
-    made = {"t*": ("all", None, 4), "init": ("init", None, 0)}
-    a, b = (curve([[1]], *made.get(role, (role, 64, 2))) for role in roles)
-    panel = plot.Panel(noise, 0.4, 2, 4, [a, b], "", 64)
-    d = plot.Comparison(a, b, 1, 2, "4 paired", (low + high) / 2, low, high)
-    d.sparse = replace(d)
-    assert plot.the_paper_says(panel, d, 0.5) == said
-    for claimed in (None, 32):  # other steps, other sizes
-        assert plot.the_paper_says(replace(panel, claimed=claimed), d, 0.5) == ""
 
 
 # results.csv: the last one is not what the level files say

@@ -1,13 +1,87 @@
-"""Training (its arithmetic: test_imp.py), and what recorded steps must prove (on a GPU: test_accept.py)."""
+"""Networks, their training, and what recorded steps must prove: here on a CPU, with -m cuda on a GPU.
 
+The arithmetic of training: test_imp.py.
+"""
+
+import math
+import subprocess
+import sys
 from itertools import count
 
+import benchmark
 import numpy as np
 import pytest
 import torch
-from conftest import equal, recipe
+from conftest import ROOT, equal, recipe
 
 import common
+
+# He et al.'s ResNets with option-A shortcuts have these many parameters for 10 classes; the two projections
+# with their batch norms add 16*32 + 2*32 + 32*64 + 2*64, and 90 more classes add 90 * (64 + 1)
+OPTION_A = {20: 269722, 32: 464154, 56: 853018}
+PROJECTIONS = 2752
+
+
+@pytest.mark.parametrize("depth", OPTION_A)
+def test_parameter_and_layer_counts(depth):
+    for classes in (10, 100):
+        net = common.ResNet(depth, 16, 3, classes)
+        count = sum(p.numel() for p in net.parameters())
+        assert count == OPTION_A[depth] + PROJECTIONS + (classes - 10) * 65
+        assert depth + classes != 30 or sum(p.numel() for p in net.prunable().values()) == 270896
+        convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert len(convolutions) == depth - 1 + 2  # the linear one is a layer, the two projections are not
+        assert all(m.bias is None for m in convolutions)
+        assert net(torch.zeros(3, 3, 32, 32)).shape == (3, classes)
+        assert "num_batches_tracked" not in " ".join(net.state_dict())
+
+
+def test_initial_weights_have_their_distribution_and_depend_on_the_seed_alone():
+    nets = [common.ResNet(20, 16, 3, 10) for _ in range(3)]
+    for net, seed in zip(nets, (0, 0, 1)):
+        common.initialise(net, seed)
+    a, b, c = (net.state_dict() for net in nets)
+    assert equal(a, b)
+    assert not torch.equal(a["conv.weight"], c["conv.weight"])
+    weight = a["blocks.8.conv1.weight"]  # 64 x 64 x 3 x 3
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    gammas = torch.cat([p.flatten() for n, p in nets[0].named_parameters() if p.dim() == 1 and "weight" in n])
+    assert 0 <= gammas.min() < 0.02
+    assert 0.98 < gammas.max() < 1
+    assert gammas.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert a["linear.bias"].abs().max() <= 1 / math.sqrt(64)
+    assert not a["blocks.0.bn1.bias"].any()
+    nets[0].scale = torch.nn.Parameter(torch.ones(4))
+    with pytest.raises(ValueError, match="scale"):  # a parameter without a rule
+        common.initialise(nets[0], 0)
+
+
+def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits):
+    member, exact = (common.Member("m", recipe(), digits, 0) for _ in range(2))
+    for m, precision in ((member, "bf16"), (exact, "fp32")):
+        list(common.train(common.Group([m], digits, recipe(precision=precision)), 2, peak=0.1))
+    kept = *member.net.state_dict().values(), *member.momentum.values()
+    assert {t.dtype for t in kept} == {torch.float32}
+    assert not member.failed
+    images = digits.normalise(digits.test[:5])
+    assert common.loss_of(member.net, images, digits.test_labels[:5], "bf16").dtype == torch.float32
+    assert not torch.equal(exact.net.conv.weight, member.net.conv.weight)  # bf16 did something
+    a, b = (common.evaluate(m.net, digits)[1] for m in (exact, member))
+    assert a == pytest.approx(b, rel=0.05)
+
+
+def test_batch_norm_has_the_bits_of_torchs():
+    """In both precisions, forward, backward and statistics: the entry point differs, the numbers do not."""
+    x = torch.randn(32, 16, 8, 8).to(memory_format=torch.channels_last)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for norm in (common.BatchNorm(16), torch.nn.BatchNorm2d(16)):
+            images = x.to(dtype, copy=True).requires_grad_()
+            y = norm(images)
+            y.float().pow(2).sum().backward()
+            statistics = norm.running_mean, norm.running_var
+            found.append((y, images.grad, norm.weight.grad, *statistics, norm.eval()(images)))
+        assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
 def member(data, seed=0):
@@ -100,11 +174,6 @@ def failing(error):
     return record
 
 
-def altering(group, k):
-    weight = group.members[k].net.conv.weight.data.add_(1)
-    return in_turn(lambda: group.step(k), lambda: weight.add_(1e-2))
-
-
 def forgetting(group, k):
     turns = count()
     return lambda: None if next(turns) else group.step(k)
@@ -128,7 +197,7 @@ def with_stale(what):
 
 STAND_INS = {
     "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
-    "altering a weight": altering, "forgetting the second step": forgetting,
+    "forgetting the second step": forgetting,
     "in eval mode": lambda group, k: in_turn(
         group.members[k].net.eval, lambda: group.step(k), group.members[k].net.train),
     "stepping twice": lambda group, k: in_turn(*[lambda: group.step(k)] * 2),
@@ -138,7 +207,6 @@ STAND_INS = {
     "ignoring masks": with_stale(lambda group, k: [*group.members[k].masks.values()]),
     "NaN": lambda group, k: in_turn(
         lambda: group.step(k), lambda: group.members[k].loss_sum.fill_(torch.nan)),
-    "another member's": lambda group, k: lambda: group.step(1 - k),
 }  # fmt: skip
 
 
@@ -153,12 +221,8 @@ def test_a_recording_that_is_not_the_step_is_refused_and_leaves_no_trace(digits,
     err = capfd.readouterr().err
     assert (err[:10], err.count("\n"), group.replays) == ("note: m1: ", 1, [None, None])
     assert (" is off by " in err) == (what != "raising")
-    if what == "another member's":  # no recording of a member's own steps the other
-        before, group.members = {k: t for k, t in before.items() if k[:2] == "m1"}, group.members[1:]
-        assert equal(before, everything(group))
-    else:
-        assert equal(before, everything(group))
-        assert equal(trained(group, 8), trained(plain, 8))
+    assert equal(before, everything(group))
+    assert equal(trained(group, 8), trained(plain, 8))
 
 
 def test_an_honest_recording_is_used_without_a_word_and_changes_no_bit(digits, capfd):
@@ -175,3 +239,49 @@ def test_an_honest_recording_is_used_without_a_word_and_changes_no_bit(digits, c
     assert None not in group.replays + one_batch.replays
     assert equal(before, everything(group))
     assert equal(trained(group, 30), trained(plain, 30))
+
+
+CPU = torch.device("cpu")
+COMMAND = [sys.executable, ROOT / "tests" / "benchmark.py"]
+BITS = ["50 replays, half-zero masks", "alone and in company", "stop, restore, go on"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and -m cuda")
+@pytest.mark.parametrize("name", benchmark.CHECKS)
+def test_checks_hold_on_a_gpu(name):
+    found, limit, ok = benchmark.run(name, torch.device("cuda"))
+    assert ok, (found, limit)
+
+
+@pytest.mark.parametrize("name", [*BITS, "tf32 is off", "two processes", "near the CPU"])
+def test_checks_hold_on_a_cpu(name):
+    found, limit, ok = benchmark.CHECKS[name](CPU)
+    assert ok, (found, limit)
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_a_step_that_depends_on_more_than_its_member_fails_them(name, monkeypatch):
+    step, steps = common.Group.step, iter(range(10**6))
+
+    def other(group, k):
+        step(group, k)
+        group.members[k].net.linear.bias.data.add_(1e-3 * next(steps))
+
+    monkeypatch.setattr(common.Group, "step", other)
+    assert not benchmark.CHECKS[name](CPU)[2]
+
+
+def test_a_crash_and_a_hang_are_failed_lines_and_no_gpu_is_one():
+    for (found, _, ok), word in ((benchmark.run("no such check", CPU), "KeyError"),
+                                 (benchmark.run("two processes", CPU, seconds=0.01), "no end")):  # fmt: skip
+        assert (ok, word in found) == (False, True)
+    done = subprocess.run([*COMMAND, "--accept"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs():
+    done = subprocess.run([*COMMAND, "--quick", "--rounds=1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "times faster" in done.stdout
