@@ -1,18 +1,16 @@
-"""Nothing is lost: real processes killed at any moment and inside every write, two at once, damaged files.
+"""Nothing is lost: real processes killed at any moment and inside every write, two at once, damaged files."""
 
-Started as a script, this file is a server that has imported torch once and forks a process per command.
-"""
-
+import contextlib
 import itertools
-import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -38,56 +36,48 @@ def die_at(event, torn):
     os.replace = lambda a, b: (reached(None), replace(a, b))[1]
 
 
-def serve():
-    for line in sys.stdin:
-        request = json.loads(line)
-        children = []
-        for stage, *argv in request["commands"]:
-            child = os.fork()
-            if child == 0:
-                log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                torch.set_num_threads(1)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
-                if "event" in request:
-                    die_at(request["event"], request["torn"])
-                status = common.cli(STAGES[stage].main, argv)
-                sys.stdout.flush()
-                os._exit(status)
-            children.append(child)
-        if "signal" in request:
-            time.sleep(request["after"])
-            for _ in range(request.get("times", 1)):
-                os.kill(children[0], request["signal"])
-                time.sleep(0.02)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(statuses), flush=True)
-
-
-if __name__ == "__main__":
-    serve()
-    sys.exit()
+def process(command, log, event, torn):
+    """A command in a process of its own, with SIGINT ignored as in the background of a shell."""
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if event is not None:
+        die_at(event, torn)
+    stage, *argv = command
+    status = common.cli(STAGES[stage].main, argv)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """run(command, ..., signal=, after=, event=, torn=) -> exit statuses, negative: killed."""
     log = tmp_path_factory.mktemp("crash") / "log"
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              text=True)  # fmt: skip
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__])  # so that torch is imported once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # it does not look at sys.path
+        forkserver.ensure_running()
 
-    def run(*commands, **how):
+    def run(*commands, signal=None, after=0, times=1, event=None, torn=False):
         log.unlink(missing_ok=True)
-        request = {"commands": [[str(a) for a in command] for command in commands], "log": str(log), **how}
-        print(json.dumps(request), file=server.stdin, flush=True)
-        statuses = json.loads(server.stdout.readline())
+        processes = [forks.Process(target=process, args=([str(a) for a in command], log, event, torn))
+                     for command in commands]  # fmt: skip
+        for each in processes:
+            each.start()
+        with contextlib.suppress(ProcessLookupError):  # it has ended before
+            for _ in range(times if signal else 0):
+                time.sleep(after)
+                os.kill(processes[0].pid, signal)
+                after = 0.02
+        for each in processes:
+            each.join()
         run.said = log.read_text() if log.exists() else ""
         assert "Traceback" not in run.said
-        return statuses
+        return [each.exitcode for each in processes]
 
-    yield run
-    server.communicate()
+    return run
 
 
 def pruning(run, folder, steps, levels, save_every=60):

@@ -379,14 +379,13 @@ def test_intervals_equal_scipys():
     assert np.isnan(plot.compare(curve(a), curve(b[:, :1])).difference)  # dense alone
 
 
-@pytest.mark.parametrize(("seeds", "replicates"), [
-    ([0, 1, 2], "3 paired"), ([0, 1, 2, 9, 10], "3 paired"), ([0, 1, 9, 10], "4 and 4"),
-    ([0, 1, 9], "4 and 3"), ([0, 1], "2 paired"), ([0, 9], "4 and 2"), ([0], "1 paired"), ([9], "4 and 1"),
-])  # fmt: skip
-def test_pairs_need_three_seeds_or_all_of_an_arm(seeds, replicates):
-    found = plot.compare(curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds))
-    assert found.replicates == replicates
-    assert np.isnan(found.low) == (replicates in ("1 paired", "4 and 1"))
+def test_pairs_need_three_seeds_or_all_of_an_arm():
+    for seeds, replicates in (
+        ([0, 1, 2], "3 paired"), ([0, 1, 2, 9], "3 paired"), ([0, 1, 9, 10], "4 and 4"), ([0], "1 paired"),
+        ([0, 1], "2 paired"), ([0, 1, 9], "4 and 3"), ([0, 9], "4 and 2"), ([9], "4 and 1"),
+    ):  # fmt: skip
+        found = plot.compare(curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds))
+        assert (found.replicates, np.isnan(found.low)) == (replicates, replicates in ("1 paired", "4 and 1"))
 
 
 # what the paper says of two roles, at a share of random labels
@@ -427,8 +426,6 @@ def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, stateme
     (1.0, -3.0, 0, "better|worse at levels 11-15|worse at 5.5% 4.4% 3.5%", False),  # hidden by the mean
     (1.0, 0.0, 0, "better", True),
     (1.0, 0.0, 1, "better|undecided at levels 11-15", None),
-    (0.0, 0.0, 0, "no worse", True),
-    (-1.0, 0.0, 0, "worse", False),
     (0.2, -0.8, 0, "no worse|worse at 5.5% 4.4% 3.5%", True),
 ])  # fmt: skip
 def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dominates):
@@ -463,19 +460,13 @@ def test_without_a_difference_better_and_worse_are_rare(replicates):
     assert min(counts[0.0, "paired"]) > 0.015  # and an interval that is never wrong would be too wide
 
 
-def test_numbers_and_statements_of_the_paper(ok, tmp_path):
-    """CIFAR-10, mean over levels 1 to 16, in points."""
+def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
+    """Of CIFAR-10; its numbers are compared above."""
     flags = ["--paper", PAPER, "--preset", "cifar10", "--out", tmp_path, "--figure"]
     sizes, top, half = ok("plot", *flags, 5), "all data, 400 steps", "all data, 200 steps"
-    for a, b, difference, word in (
-        (half, top, -1.00, "worse"), ("no pre-training", half, -1.59, "worse"),
-        *((f"easy {n}, 200 steps", top, *found) for n, *found in (
-            (256, -1.44, "worse"), (512, -0.86, "worse"), (1024, -0.62, "undecided"), (2048, -0.56, "worse"),
-            (3200, -0.27, "undecided"), (6400, -0.45, "undecided"), (12800, -0.21, "undecided"))),
-    ):  # fmt: skip
-        row = verdicts(tmp_path, a, b)[1, 16]
-        assert (row["verdict"].split(",")[0], row["replicates"]) == (word, "4 and 4")
-        assert float(row["difference"]) == pytest.approx(difference, abs=0.005)
+    words = [verdicts(tmp_path, f"easy {n}, 200 steps", top)[1, 16]["verdict"].split(",")[0]
+             for n in (256, 512, 1024, 2048, 3200, 6400, 12800)]  # fmt: skip
+    assert words == ["worse", "worse", "undecided", "worse", *["undecided"] * 3]
     for n in (512, 1024, 2048, 3200, 6400, 12800):
         assert float(verdicts(tmp_path, f"hard {n}, 200 steps", f"random {n}, 200 steps")[1, 16]["high"]) < 0
     same = "random 25600, 200 steps"  # the same runs drawn twice are not compared
