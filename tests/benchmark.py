@@ -160,10 +160,8 @@ def forced_failure(device: torch.device) -> tuple:
         step(group, k)
         group.members[k].loss_sum.item()  # waits for the GPU, which a capture forbids
 
-    common.Group.step = asking
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(said), mock.patch.object(common.Group, "step", asking):
         failed = train(pruned_group(device), 5)
-    common.Group.step = step
     clean = torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
     good = train(pruned_group(device), 5)
@@ -330,7 +328,8 @@ def compare(depth: int, batch: int, networks: int, device: torch.device, precisi
     }  # fmt: skip
 
 
-def table(device: torch.device, precision: str, quick: bool, rounds: int) -> None:
+def table(device: torch.device, quick: bool, rounds: int) -> None:
+    precision = common.resolve_precision("auto", device)
     print(versions(device)[0], f"ours in {precision}", sep=", ")
     sizes = [(20, 128)] if quick else [*itertools.product((20, 32, 56), (128, 256))]
     at_once = (1, 2, 4, 8, 16) if device.type == "cuda" else (1,)
@@ -348,7 +347,6 @@ def main() -> int:
     parser.add_argument("--check", help="one check of --accept, in this process")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our loop")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
     args = parser.parse_args()
     if args.accept:
@@ -357,7 +355,7 @@ def main() -> int:
     if args.check:
         print(json.dumps((CHECKS | SPEEDS | {"fingerprint": fingerprint})[args.check](device)))
         return 0
-    table(device, common.resolve_precision(args.precision, device), args.quick, args.rounds)
+    table(device, args.quick, args.rounds)
     return 0
 
 

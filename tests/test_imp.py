@@ -62,11 +62,11 @@ def dropped(n):
     return math.ceil(Decimal(str(FRACTION)) * n)
 
 
-def plain_imp(rewind, levels, digits):
+def plain_imp(rewind, levels, digits, seed):
     """Algorithm 1 as one would write it for one network; returns (weights, masks, row) of each level."""
-    tensors, info = common.load_tensors(rewind)
+    tensors, _ = common.load_tensors(rewind)
     images, labels = digits.train_images().numpy(), digits.labels.numpy()
-    r, batch, per_epoch = info["recipe"], 64, len(images) // 64
+    batch, per_epoch = 64, len(images) // 64
     mean, std = (value.astype(np.float32) for value in (np.mean(images), np.std(images)))
     framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     found, masks = [], None
@@ -85,8 +85,8 @@ def plain_imp(rewind, levels, digits):
         losses = []
         for step in range(21, 45):
             epoch, i = divmod(step, per_epoch)
-            order = np.random.default_rng([1, r["seed"], n, epoch]).permutation(len(images))
-            top, left = np.random.default_rng([2, r["seed"], n, epoch]).integers(0, 3, (2, per_epoch * batch))
+            order = np.random.default_rng([1, seed, n, epoch]).permutation(len(images))
+            top, left = np.random.default_rng([2, seed, n, epoch]).integers(0, 3, (2, per_epoch * batch))
             picks = range(i * batch, (i + 1) * batch)
             crops = [framed[order[j], top[j] : top[j] + 8, left[j] : left[j] + 8] for j in picks]
             loss = F.cross_entropy(net(normalised(np.stack(crops))), torch.from_numpy(labels[order[picks]]))
@@ -111,13 +111,20 @@ def plain_imp(rewind, levels, digits):
     return found
 
 
-def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, digits):
-    """From the 2nd step of epoch 1 on: order, crops, schedule, SGD, masks, rewinding, evaluation, pruning."""
-    rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21)
-    ok("imp", rewind, "--levels", 3)
-    expected = plain_imp(rewind, 3, digits)
+@pytest.mark.parametrize("order", [[], ["--order-seed", 9]])
+def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, digits, order):
+    """From the 2nd step of epoch 1 on: order, crops, schedule, SGD, masks, rewinding, evaluation, pruning.
+
+    Label noise is in the starting point alone, and --order-seed changes the order alone.
+    """
+    rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21, "--label-noise", 0.5)
+    clean = start(ok, tmp_path / "clean", "--seed", 4, "--steps", 21)
+    assert not equal(*(common.load_tensors(path)[0] for path in (rewind, clean)))
+    out = tmp_path / "out"
+    ok("imp", rewind, "--levels", 3, "--out", out, *order)
+    expected = plain_imp(rewind, 3, digits, 9 if order else 4)
     for n, (weights, masks, row) in enumerate(expected):
-        tensors, info = level(tmp_path, n)
+        tensors, info = level(out, n)
         assert equal(common.part(tensors, "weight"), weights)
         assert equal(common.part(tensors, "mask"), {k: mask.to(torch.uint8) for k, mask in masks.items()})
         if n < 3:
@@ -175,18 +182,6 @@ def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(
     assert counts[0] != counts[1]
     start(ok, tmp_path, "--seed", 1, "--force")  # another starting point under the same name
     refused(other, "seed 0 there, 1 now", "rewind_sha256")
-
-
-def test_order_seed_changes_the_order_alone(ok, refused, tmp_path):
-    rewind = start(ok, tmp_path)
-    command = ["imp", rewind, "--levels", 1]
-    ok(*command)
-    for seed in (9, 0):
-        ok(*command, "--order-seed", seed, "--out", tmp_path / str(seed))
-    mine, other, same = (level(folder, 1)[0] for folder in (tmp_path, tmp_path / "9", tmp_path / "0"))
-    assert not torch.equal(mine["weight.conv.weight"], other["weight.conv.weight"])
-    assert equal(mine, same)
-    refused([*command, "--order-seed", 9, "--out", tmp_path], "--out")  # would mix with the run's own levels
 
 
 def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):

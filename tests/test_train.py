@@ -152,14 +152,6 @@ def trained(group, stop):
     return everything(group)
 
 
-def in_turn(*acts):
-    def replay():
-        for act in acts:
-            act()
-
-    return replay
-
-
 def honest(group, k):
     for _ in range(4):  # the real one warms up
         group.step(k)
@@ -198,15 +190,14 @@ def with_stale(what):
 STAND_INS = {
     "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
     "forgetting the second step": forgetting,
-    "in eval mode": lambda group, k: in_turn(
-        group.members[k].net.eval, lambda: group.step(k), group.members[k].net.train),
-    "stepping twice": lambda group, k: in_turn(*[lambda: group.step(k)] * 2),
+    "in eval mode": lambda group, k: lambda: (
+        group.members[k].net.eval(), group.step(k), group.members[k].net.train())[1],
+    "stepping twice": lambda group, k: lambda: (group.step(k), group.step(k))[0],
     "doing nothing": lambda group, k: lambda: None,
     "stale batch": with_stale(lambda group, k: [group.examples]),
     "stale rate": with_stale(lambda group, k: [group.rate]),
     "ignoring masks": with_stale(lambda group, k: [*group.members[k].masks.values()]),
-    "NaN": lambda group, k: in_turn(
-        lambda: group.step(k), lambda: group.members[k].loss_sum.fill_(torch.nan)),
+    "NaN": lambda group, k: lambda: (group.step(k), group.members[k].loss_sum.fill_(torch.nan))[0],
 }  # fmt: skip
 
 
