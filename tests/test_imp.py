@@ -10,7 +10,6 @@ import subprocess
 import sys
 from decimal import Decimal
 from itertools import count
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -159,7 +158,11 @@ def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(
     refused(other, f"prune_fraction {FRACTION} there, 0.3 now")
     kept = shutil.copy(rewind, parts / "level03-copy.safetensors")
 
-    with mock.patch.object(common, "train", side_effect=common.Stopped(15)):
+    def stop(*args, **more):
+        raise common.Stopped(15)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "train", stop)
         assert call(*other, "--force")[0] == 143  # and no results of the old levels are left
     assert {path.name for path in parts.iterdir()} == {".lock", kept.name}
     ok(*other)
