@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -191,19 +190,15 @@ def test_two_at_once_do_not_share_logs(fake, tmp_path):
 
 
 def test_slurm_asks_for_what_the_partition_has(tmp_path):
-    """What would be submitted can be looked at anywhere; submitting needs sbatch."""
+    """What would be submitted can be looked at anywhere."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("bash", "awk", "sed", "tr", "grep", "cat", "dirname", "wc", "date", "sort", "paste"):
-        (tools / tool).symlink_to(shutil.which(tool))
-    slurm = {"LAUNCHER": "slurm", "PATH": tools}
-    done = run_all(cwd=tmp_path, **slurm)
-    assert (done.returncode, done.stderr) == (2, "run_all.sh: error: LAUNCHER=slurm needs sbatch\n")
     (tools / "sinfo").write_text('''#!/bin/bash
 [[ "$*" == *"-p gpu"* ]] || echo "cpu* (null)"
 echo "gpu gpu:a100:4(S:0-1)"''')
     (tools / "sinfo").chmod(0o755)
-    slurm |= {"DRY_RUN": 1, "WIDTH": 2, "SBATCH_FLAGS": "--mem=16G --nice"}
+    slurm = {"LAUNCHER": "slurm", "PATH": f"{tools}:{os.environ['PATH']}", "DRY_RUN": 1, "WIDTH": 2}
+    slurm |= {"SBATCH_FLAGS": "--mem=16G --nice"}
     for settings, asked in [({}, ""), ({"SBATCH_PARTITION": "gpu"}, "--gres=gpu:1 "),
                             ({"SBATCH_GRES": "gpu:h100:1"}, "--gres=gpu:h100:1 "),
                             ({"SBATCH_PARTITION": "gpu", "SBATCH_GRES": ""}, "")]:  # fmt: skip

@@ -76,7 +76,6 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(c
 def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(call, ok, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole" / "s.npy", tmp_path / "parts" / "s.npy"
     ok(*SHORT, whole, "--at-once", 3)
-    ok(*SHORT, parts, "--lr", 0.05)  # other settings, to be replaced
     predict, calls = common.predict, iter(range(99))
 
     def stop_after_two(*args):
@@ -86,7 +85,7 @@ def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(call, ok
 
     with monkeypatch.context() as patch:
         patch.setattr(common, "predict", stop_after_two)
-        assert call(*SHORT, parts, "--force")[0] == 143
+        assert call(*SHORT, parts)[0] == 143
     assert load_file(parts.with_suffix(".networks.safetensors")).keys() == {"1", "2"}
     out = ok(*SHORT, parts, "--at-once", 2)
     assert ("network   1" in out, "network   3 of 3" in out) == (False, True)
