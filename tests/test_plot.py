@@ -362,30 +362,21 @@ def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_d
     assert ([*control.accuracy], [*control.diverged]) == ([0, 1, 2], [3])
 
 
-def test_intervals_equal_scipys():
-    made = np.random.default_rng(0)
-    a, b = made.normal(90, 1, (4, 6)), made.normal(89, 2, (4, 6))
-    ours = plot.compare(curve(a), curve(b))
-    theirs = scipy.stats.ttest_rel(a[:, 1:].mean(1), b[:, 1:].mean(1)).confidence_interval()
-    np.testing.assert_allclose((ours.low, ours.high), theirs)
-    assert (ours.first, ours.last, ours.replicates) == (1, 5, "4 paired")
-    ours = plot.compare(curve(a), curve(b[:3], seeds=[7, 8, 9]), 2, 4)
-    samples = a[:, 2:5].mean(1), b[:3, 2:5].mean(1)
-    theirs = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval()
-    np.testing.assert_allclose((ours.low, ours.high), theirs)
-    assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
-    ours = plot.compare(curve(a), curve(b[:3, :4]))  # as deep as both are
-    assert (ours.last, ours.replicates, ours.without) == (3, "3 paired", "")
-    assert np.isnan(plot.compare(curve(a), curve(b[:, :1])).difference)  # dense alone
-
-
-def test_pairs_need_three_seeds_or_all_of_an_arm():
+def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval_of_welch():
     for seeds, replicates in (
         ([0, 1, 2], "3 paired"), ([0, 1, 2, 9], "3 paired"), ([0, 1, 9, 10], "4 and 4"), ([0], "1 paired"),
         ([0, 1], "2 paired"), ([0, 1, 9], "4 and 3"), ([0, 9], "4 and 2"), ([9], "4 and 1"),
     ):  # fmt: skip
         found = plot.compare(curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds))
         assert (found.replicates, np.isnan(found.low)) == (replicates, replicates in ("1 paired", "4 and 1"))
+    a, b = np.random.default_rng(0).normal(90, 1, (2, 4, 6))
+    ours = plot.compare(curve(a), curve(b[:3], seeds=[7, 8, 9]), 2, 4)
+    theirs = scipy.stats.ttest_ind(a[:, 2:5].mean(1), b[:3, 2:5].mean(1), equal_var=False)
+    np.testing.assert_allclose((ours.low, ours.high), theirs.confidence_interval())
+    assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
+    ours = plot.compare(curve(a), curve(b[:3, :4]))  # as deep as both are
+    assert (ours.last, ours.replicates, ours.without) == (3, "3 paired", "")
+    assert np.isnan(plot.compare(curve(a), curve(b[:, :1])).difference)  # dense alone
 
 
 # what the paper says of two roles, at a share of random labels
