@@ -57,11 +57,6 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
         assert torch.cat(list(masks.values())).nonzero().squeeze(1).tolist() == sorted(set(alive) - set(gone))
 
 
-def dropped(n):
-    """How many of n weights a pruning takes, as digits does it."""
-    return math.ceil(Decimal(str(FRACTION)) * n)
-
-
 def plain_imp(rewind, levels, digits, seed):
     """Algorithm 1 as one would write it for one network; returns (weights, masks, row) of each level."""
     tensors, _ = common.load_tensors(rewind)
@@ -107,8 +102,8 @@ def plain_imp(rewind, levels, digits, seed):
         found.append((net.state_dict(), masks, row))
         alive = [(abs(p.flatten()[j].item()), name, j) for name, p in prunable.items()
                  for j in masks[name].flatten().nonzero().squeeze(1).tolist()]  # fmt: skip
-        masks = {k: m.clone() for k, m in masks.items()}
-        for _, name, j in sorted(alive, key=lambda weight: weight[0])[: dropped(len(alive))]:
+        masks, gone = {k: m.clone() for k, m in masks.items()}, math.ceil(Decimal(str(FRACTION)) * len(alive))
+        for _, name, j in sorted(alive, key=lambda weight: weight[0])[:gone]:
             masks[name][np.unravel_index(j, masks[name].shape)] = 0
     return found
 

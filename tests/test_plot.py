@@ -49,10 +49,6 @@ def diverge(folder, level, step, seed):
     (folder / "diverged.json").write_text(json.dumps(told))
 
 
-def panels_of(root):
-    return plot.make_panels(plot.read_runs(root)["cifar10"], "cifar10")
-
-
 def curve(accuracy, scheme="easy", size=64, step=2, seeds=None):
     """A Curve of [replicates, levels] in %."""
     rows = [np.array(row, float) for row in accuracy]
@@ -223,7 +219,7 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
             fake_runs(tmp_path, name, [0.9, 0.8], noise=noise, rate=rate)
     fake_runs(tmp_path, "all 0", [0.9, 0.8])
     fake_runs(tmp_path, "easy 32 0", [0.7, 0.6], first=1, noise=0.5)
-    panels = panels_of(tmp_path)
+    panels = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     assert [(p.noise, p.rate) for p in panels] == [(0.0, 0.1), (0.0, 0.4), (0.5, 0.4)]
     for p in panels:
         assert [(p.role(c), len(c.accuracy)) for c in p.curves] == [("t*", 1), ("init", 2), ("easy", 1)]
@@ -238,13 +234,13 @@ def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(ok, tmp_p
     for step in (0, 100, 200, 400, 800, 1600):  # run_all.sh cifar10 tstar
         fake_runs(tmp_path, f"all {step}", [0.9])
     assert "difference.png" in ok("plot", tmp_path, "--figure", "difference", "--out", tmp_path)  # empty
-    (panel,) = panels_of(tmp_path)
+    (panel,) = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     roles = {c.step: panel.role(c) for c in panel.curves}
     assert roles == {400: "t*", 200: "t*/2", 0: "init", 1600: "other", 800: "other", 100: "other"}
     assert panel.curves[0].step == 400
     for name in ("easy 3200 200", "easy 3200 300", "all 600"):
         fake_runs(tmp_path, name, [0.9])
-    panels = panels_of(tmp_path)
+    panels = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     found = [(p.step, p.t_star, p.claimed) for p in panels]
     assert found == [(200, 400, 3200), (300, 600, None), (None, 400, 3200)]
     assert [p.step for p in plot.choose("2", panels, "cifar10")] == [200]
@@ -269,7 +265,7 @@ def test_names_say_what_departs(ok, tmp_path, changed, names):
         assert abs(float(row["difference"])) == pytest.approx(10)
         assert table_rows(printed, row["a"], row["b"])
         assert "No run on all data for 4 steps" in printed
-    (panel,) = panels_of(root)
+    (panel,) = plot.make_panels(plot.read_runs(root)["cifar10"], "cifar10")
     looks = [plot.style(c, panel) for c in panel.curves]
     assert looks[0] != looks[1]
 
