@@ -211,7 +211,7 @@ def speed(device: torch.device, networks: int, goal: float, compiled: bool = Fal
 
 def level_change(device: torch.device) -> tuple:
     """Evaluate on 10,000 images, prune, save and rewind eight networks."""
-    group = train(make_group(device, 8, examples=10_000), 3)
+    group = train(pruned_group(device, 8, examples=10_000), 3)
     start = {name: t.cpu() for name, t in group.members[0].net.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):  # the first one warms up
@@ -219,7 +219,7 @@ def level_change(device: torch.device) -> tuple:
             for m in group.members:
                 common.evaluate(m.net, group.data)
                 masks = imp.prune(imp.importance(m.net, group.data, None), m.masks, 0.2)
-                tensors = common.prefixed(weight=m.net.state_dict(), mask=masks, next=masks)
+                tensors = common.prefixed(weight=m.net.state_dict(), mask=m.masks, next=masks)
                 common.save_tensors(Path(folder) / "level00.safetensors", tensors, {})
                 m.rewind(start, masks, 0)
             found = clock(device) - began
@@ -240,7 +240,7 @@ SPEEDS = {
     "a step of each of eight": partial(speed, networks=8, goal=0.45),
     "a step alone, compiled": partial(speed, networks=1, goal=1.0, compiled=True),
     "a step of each of eight, compiled": partial(speed, networks=8, goal=0.45, compiled=True),
-    "a level change of eight": level_change,
+    "a level change": level_change,
 }
 
 
