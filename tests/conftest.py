@@ -24,6 +24,7 @@ import plot  # noqa: E402
 import pretrain  # noqa: E402
 import score_el2n  # noqa: E402
 
+torch.set_num_threads(1)
 STAGES = {"score": score_el2n, "subset": make_subset, "pretrain": pretrain, "imp": imp, "plot": plot}
 TINY = ["--depth=8", "--width=2", "--batch-size=64", "--lr=0.3", "--pretrain-lr=0.3", "--total-steps=45",
         "--milestones", "30", "40"]  # fmt: skip
@@ -34,11 +35,6 @@ def pytest_configure(config):
     # the other tests compare bits with those of a CPU
     if "cuda" not in config.getoption("-m").replace("not cuda", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import time
 from multiprocessing import forkserver
 
 import pytest
-import torch
 from conftest import STAGES, TINY, made
 
 import common
@@ -40,7 +39,6 @@ def process(command, log, event, torn):
     """A command in a process of its own, with SIGINT ignored as in the background of a shell."""
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if event is not None:
         die_at(event, torn)
