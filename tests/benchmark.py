@@ -71,9 +71,6 @@ def train(group: common.Group, stop: int, level: int = 0) -> common.Group:
     return group
 
 
-# the checks: device -> (found, limit, ok?)
-
-
 def same(a: common.Member, b: common.Member) -> tuple:
     """Are two members the same, bit for bit?"""
     off = sum(not torch.equal(t, b.state()[name]) for name, t in a.state().items())
@@ -226,22 +223,20 @@ def level_change(device: torch.device) -> tuple:
     return f"{found:.2f} s", "goal 1", found <= 1
 
 
-CHECKS = {
+CHECKS = {  # device -> (found, limit, ok?)
     "versions": versions, "tf32 is off": tf32_is_off, "near the CPU": near_the_cpu,
     **{f"recording {n} x ResNet-{depth} {precision}": partial(
         recording, networks=n, depth=depth, precision=precision, steps=1)
        for depth in (20, 56) for n in (1, 8) for precision in ("fp32", "bf16")},
     "50 replays, half-zero masks": partial(recording, networks=1, depth=20, precision="fp32", steps=50),
     "alone and in company": company, "stop, restore, go on": stop_and_go_on, "two processes": two_processes,
-    "forced recording failure": forced_failure, "memory of three groups": memory_of_three_groups,
-}  # fmt: skip
+    "forced recording failure": forced_failure, "memory of three groups": memory_of_three_groups}  # fmt: skip
 SPEEDS = {
     "a step alone": partial(speed, networks=1, goal=1.0),
     "a step of each of eight": partial(speed, networks=8, goal=0.45),
     "a step alone, compiled": partial(speed, networks=1, goal=1.0, compiled=True),
     "a step of each of eight, compiled": partial(speed, networks=8, goal=0.45, compiled=True),
-    "a level change": level_change,
-}
+    "a level change": level_change}  # fmt: skip
 
 
 def run(name: str, device: torch.device, seconds: float = 300) -> list:
@@ -308,36 +303,27 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
             yield
 
 
-def compare(depth: int, batch: int, networks: int, device: torch.device, precision: str, rounds: int) -> dict:
-    """A row of the table: both loops in turns."""
-    group = make_group(device, networks, 10_000, depth=depth, batch_size=batch, precision=precision)
-    loops = plain_loop(group.data, group.recipe, device), common.train(group, 10**9, peak=0.1)
-    times = [], []
-    for turn in range(rounds + 1):
-        for loop, found in zip(loops, times):
-            spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
-            found += [spent] if turn else []  # the first turn warms up: workers, kernels, memory
-    loops[0].close()
-    plain, ours = map(statistics.median, times)
-    preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
-    run = (1 + preset["levels"]) * preset["total_steps"] * ours / networks / 3600
-    return {
-        "network": f"ResNet-{depth}", "batch": batch, "at once": networks, "plain s": f"{plain:.4f}",
-        "ours s": f"{ours:.4f}", "images/s": f"{batch * networks / ours:.0f}",
-        "times faster": f"{networks * plain / ours:.2f}", "IMP run h": f"{run:.1f}",
-    }  # fmt: skip
-
-
 def table(device: torch.device, quick: bool, rounds: int) -> None:
+    """Both loops in turns, and the median of each."""
     precision = common.resolve_precision("auto", device)
     print(versions(device)[0], f"ours in {precision}", sep=", ")
-    sizes = [(20, 128)] if quick else [*itertools.product((20, 32, 56), (128, 256))]
+    print("network    batch  at once  plain s   ours s  images/s  times faster  IMP run h")
+    sizes = [(20, 128)] if quick else itertools.product((20, 32, 56), (128, 256))
     at_once = (1, 2, 4, 8, 16) if device.type == "cuda" else (1,)
-    for first, ((depth, batch), networks) in enumerate(itertools.product(sizes, at_once)):
-        row = compare(depth, batch, networks, device, precision, rounds)
-        if not first:
-            print("   ".join(row))
-        print("   ".join(f"{value:>{len(key)}}" for key, value in row.items()), flush=True)
+    for (depth, batch), networks in itertools.product(sizes, at_once):
+        group = make_group(device, networks, 10_000, depth=depth, batch_size=batch, precision=precision)
+        loops = plain_loop(group.data, group.recipe, device), common.train(group, 10**9, peak=0.1)
+        times = [], []
+        for turn in range(rounds + 1):
+            for loop, found in zip(loops, times):
+                spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
+                found += [spent] if turn else []  # the first turn warms up: workers, kernels, memory
+        loops[0].close()
+        plain, ours = map(statistics.median, times)
+        preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
+        hours = (1 + preset["levels"]) * preset["total_steps"] * ours / networks / 3600
+        print(f"ResNet-{depth:2} {batch:7} {networks:8} {plain:8.4f} {ours:8.4f}",
+              f"{batch * networks / ours:9.0f} {networks * plain / ours:13.2f} {hours:10.1f}", flush=True)
 
 
 def main() -> int:

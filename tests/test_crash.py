@@ -117,8 +117,7 @@ WRITES = {
     "imp": 2 + 2 + 2 * 2,  # levels, results.csv, a state after each step
     "control": 2 + 2 + 2 * 4,
     "score": 2 + 2,  # two networks, the sidecar and the array of their mean
-    "subset": 2, "pretrain": 1,
-}  # fmt: skip
+    "subset": 2, "pretrain": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(("stage", "torn"), [
@@ -191,10 +190,7 @@ def damaged(content, draw):
 
 @pytest.mark.parametrize("tries", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tries):
-    """Never a traceback, never another result: each input of each stage, cut and with bytes changed.
-
-    Only a sidecar may say something else and be believed: people edit them, so it has no checksum of its own.
-    """
+    """Never a traceback, never another result: each input of each stage, cut and with bytes changed."""
     here, kept = tmp_path / "here", tmp_path / "kept"
     scores, subset, rewind = here / "s.npy", here / "easy.npy", here / "run" / "rewind.safetensors"
     score = [*scoring(here, 2, 2), "--label-noise", 0.25, "--noise-seed", 7]
@@ -208,8 +204,7 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
         "s.npy": again, "s.json": again, "s.networks.safetensors": score, "easy.npy": anew, "easy.json": anew,
         "run/rewind.safetensors": ["imp", rewind, "--levels", 0],
         "run/level00.safetensors": ["imp", rewind, "--levels", 1],
-        "run/results.csv": ["imp", rewind, "--levels", 0],
-    }  # fmt: skip
+        "run/results.csv": ["imp", rewind, "--levels", 0]}  # fmt: skip
 
     def work(target, change):
         """What the command leaves after a change of a file, the file aside; None: one line on stderr."""
@@ -233,6 +228,7 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
         for _ in range(tries):
             found = work(target, lambda content: damaged(content, draw))
             refused, same = refused + (found is None), same + (found is not None)
+            # people edit sidecars, so they have no checksum of their own and are believed
             assert found in (None, expected) or target.endswith(".json"), target
     print(f"{refused} refused, {same} without effect")
     assert refused > 3 * tries

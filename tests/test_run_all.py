@@ -125,10 +125,7 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
         ["bash", ROOT / "run_all.sh"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip - pytest in the background ignores SIGINT
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/digits/el2n.networks.*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: list(tmp_path.glob("runs/digits/el2n.networks.*")))
     process.send_signal(how)
     assert process.wait(30) == 128 + how
     assert process.stderr.read().count("\n") == 1
@@ -193,13 +190,12 @@ def test_two_at_once_do_not_share_logs(fake, tmp_path):
 
 def test_slurm_asks_for_what_the_partition_has(tmp_path):
     """What would be submitted can be looked at anywhere."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "sinfo").write_text('''#!/bin/bash
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text('''#!/bin/bash
 [[ "$*" == *"-p gpu"* ]] || echo "cpu* (null)"
 echo "gpu gpu:a100:4(S:0-1)"''')
-    (tools / "sinfo").chmod(0o755)
-    slurm = {"LAUNCHER": "slurm", "PATH": f"{tools}:{os.environ['PATH']}", "DRY_RUN": 1, "WIDTH": 2}
+    sinfo.chmod(0o755)
+    slurm = {"LAUNCHER": "slurm", "PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": 1, "WIDTH": 2}
     slurm |= {"SBATCH_FLAGS": "--mem=16G --nice"}
     for settings, asked in [({}, ""), ({"SBATCH_PARTITION": "gpu"}, "--gres=gpu:1 "),
                             ({"SBATCH_GRES": "gpu:h100:1"}, "--gres=gpu:h100:1 "),
@@ -208,7 +204,7 @@ echo "gpu gpu:a100:4(S:0-1)"''')
         waves = re.findall("^# sbatch .*--mem=16G --nice$", done.stdout, re.M)
         assert [asked in wave and "gres" in wave for wave in waves] == [bool(asked), False] * 2
         assert f"--array=0-{2 if asked else 23}%2 " in waves[2]  # 24 runs, eight on a GPU
-    assert [found.name for found in tmp_path.iterdir()] == ["bin"]
+    assert [*tmp_path.iterdir()] == [sinfo]
 
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
