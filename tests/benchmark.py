@@ -66,8 +66,7 @@ def pruned_group(device: torch.device, networks: int = 1, **recipe) -> common.Gr
 
 
 def train(group: common.Group, stop: int, level: int = 0) -> common.Group:
-    for _ in common.train(group, stop, peak=0.1, level=level):
-        pass
+    list(common.train(group, stop, peak=0.1, level=level))
     return group
 
 

@@ -110,11 +110,8 @@ def plain_imp(rewind, levels, digits, seed):
 
 @pytest.mark.parametrize("order", [[], ["--order-seed", 9]])
 def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, digits, order):
-    """From the 2nd step of epoch 1 on: order, crops, schedule, SGD, masks, rewinding, evaluation, pruning.
-
-    Label noise is in the starting point alone, and --order-seed changes the order alone.
-    """
-    rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21, "--label-noise", 0.5)
+    """From the 2nd step of epoch 1 on: order, crops, schedule, SGD, masks, rewinding, evaluation, pruning."""
+    rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21, "--label-noise", 0.5)  # there alone
     clean = start(ok, tmp_path / "clean", "--seed", 4, "--steps", 21)
     assert not equal(*(common.load_tensors(path)[0] for path in (rewind, clean)))
     out = tmp_path / "out"

@@ -207,10 +207,6 @@ echo "gpu gpu:a100:4(S:0-1)"''')
     assert [*tmp_path.iterdir()] == [sinfo]
 
 
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
-FOUND = [shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") for name in PROGRAMS]
-
-
 @contextlib.contextmanager
 def running(folder, gpus=0):
     script = ["bash", ROOT / "tests" / "slurm_cluster.sh"]
@@ -227,7 +223,8 @@ def running(folder, gpus=0):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """One machine is the whole cluster (see slurm_cluster.sh)."""
-    if not all(FOUND):
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    if not all(shutil.which(name, path=path) for name in ("slurmctld", "slurmd", "munged", "sbatch")):
         pytest.skip("no Slurm to start: apt-get install slurm-wlm munge")
     with running(tmp_path_factory.mktemp("cluster")):
         yield

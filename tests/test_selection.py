@@ -117,7 +117,6 @@ def test_random_depends_on_the_seed_and_spreads_the_remainder():
     drawn = [make_subset.select_random(LABELS, 7, 38, seed) for seed in range(200)]
     assert len({tuple(s) for s in drawn}) == 200
     extra = sum(np.bincount(LABELS[s], minlength=7) - 5 for s in drawn)
-    assert extra.sum() == 600
     assert (abs(extra - 600 / 7) < 30).all()  # 3 of 7 classes, drawn anew each time
 
 
