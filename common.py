@@ -582,7 +582,7 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
         group.replays[k] = None
         if OUT_OF_MEMORY.search(str(error)):
             raise
-        print(f"note: {m.name}: plain steps, no recorded ones:", str(error).splitlines()[0], file=sys.stderr)
+        print(f"note: {m.name}: plain steps, no recorded ones: {error}".splitlines()[0], file=sys.stderr)
     finally:
         m.restore(kept)
         for name, mask in masks.items():

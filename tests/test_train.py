@@ -170,7 +170,7 @@ def stale(group, k, tensors):
     return replay
 
 
-STAND_INS = {
+STAND_INS = {  # their replays return None, as a step does; the real ones a stream
     "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
     "forgetting the second step": forgetting,
     "in eval mode": lambda group, k: lambda: (
