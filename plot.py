@@ -487,7 +487,8 @@ def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, 
     for ax, p in zip(axes.flat, pictures):
         for label, look, x, y, half in p.lines:
             ax.plot(x, y, label=label, **{"linewidth": 1.6} | look)
-            ax.fill_between(x, y - half, y + half, color=look["color"], alpha=0.15, linewidth=0)
+            wide = 0 if len(x) > 1 else 8  # of one point the band is a bar
+            ax.fill_between(x, y - half, y + half, color=look["color"], alpha=0.15, linewidth=wide)
         shown = [y for q in ([p] if apart else pictures) for _, _, _, y, _ in q.lines]
         low, high = np.nanmin(np.concatenate(shown)), np.nanmax(np.concatenate(shown))
         room = 0.05 * (high - low) or 1  # the range is that of the lines: a wide band is cut
@@ -601,8 +602,7 @@ def table(title: str, rows: list[list]) -> str:
 
 
 def spread(values: np.ndarray) -> str:
-    text = f"{values.mean():.2f} ± {deviation(values):.2f}" if len(values) else ""
-    return text.replace(" ± nan", "")
+    return (f"{values.mean():.2f} ± {deviation(values):.2f}" if len(values) else "").replace(" ± nan", "")
 
 
 def accuracy_table(head: str, panel: Panel) -> str:

@@ -204,7 +204,8 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
     expected = [[512, small[:, 10].mean()], [3200, easy[:, 10].mean()]]
     np.testing.assert_allclose(line.get_xydata(), expected)
     np.testing.assert_allclose(by_size["all data, 400 steps (n=2)"].get_ydata(), top[:, 10].mean())
-    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (512,)  # a line of its own
+    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (512,)  # a point of its own,
+    assert {band.get_linewidth()[0] for band in pages[1].axes[1].collections} == {0, 8}  # with a bar
     (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
     expected = easy[:, 1:].mean() - 100 * np.mean(raw[3200][1:17])
     assert float(row[2]) == pytest.approx(expected, abs=0.005)
