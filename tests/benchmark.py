@@ -318,6 +318,7 @@ def table(device: torch.device, quick: bool, rounds: int) -> None:
                 spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
                 found += [spent] if turn else []  # the first turn warms up: workers, kernels, memory
         loops[0].close()
+        del group, loops, loop  # graphs are let go before the next ones are recorded
         plain, ours = map(statistics.median, times)
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
         hours = (1 + preset["levels"]) * preset["total_steps"] * ours / networks / 3600

@@ -48,8 +48,7 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(c
     """Label noise reaches training and scores."""
     status, out, err = call(*SHORT, tmp_path / "scores.npy", "--label-noise", 0.5, "--noise-seed", 3)
     assert (status, out.strip()[-10:]) == (0, "scores.npy")
-    assert "rank correlation" in out
-    assert all(word in err for word in ("warning: ", "--networks"))  # after 4 steps halves do not agree
+    assert all(word in out + err for word in ("rank correlation", "warning: ", "--networks"))  # so short
     scores, single = np.load(tmp_path / "scores.npy"), load_file(tmp_path / "scores.networks.safetensors")
     networks = np.stack([single[number].numpy() for number in "123"])
     assert (scores.shape, scores.dtype, networks.dtype) == ((1297,), np.float32, np.float32)
