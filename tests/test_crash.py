@@ -42,8 +42,7 @@ def process(command, log, event, torn):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if event is not None:
         die_at(event, torn)
-    stage, *argv = command
-    status = common.cli(STAGES[stage].main, argv)
+    status = common.cli(STAGES[command[0]].main, command[1:])
     sys.stdout.flush()
     os._exit(status)
 
@@ -56,6 +55,7 @@ def run(tmp_path_factory):
     forks.set_forkserver_preload([__name__])  # so that torch is imported once
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # it does not look at sys.path
+        patch.setenv("PYTHONWARNINGS", "ignore")  # about semaphores of the killed
         forkserver.ensure_running()
 
     def run(*commands, signal=None, after=0, times=1, event=None, torn=False):
