@@ -215,7 +215,7 @@ def test_an_honest_recording_is_used_without_a_word_and_changes_no_bit(digits, c
 
 
 CPU = torch.device("cpu")
-COMMAND = [sys.executable, ROOT / "tests" / "benchmark.py"]
+COMMAND = ["env", "CUDA_VISIBLE_DEVICES=", sys.executable, ROOT / "tests" / "benchmark.py"]
 BITS = ["50 replays, half-zero masks", "alone and in company", "stop, restore, go on"]
 
 
@@ -249,7 +249,7 @@ def test_a_crash_and_a_hang_are_failed_lines_and_no_gpu_is_one():
     for (found, _, ok), word in ((benchmark.run("no such check", CPU), "KeyError"),
                                  (benchmark.run("two processes", CPU, seconds=0.01), "no end")):  # fmt: skip
         assert (ok, word in found) == (False, True)
-    done = subprocess.run(["env", "CUDA_VISIBLE_DEVICES=", *COMMAND, "--accept"], capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, "--accept"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
