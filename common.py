@@ -41,7 +41,7 @@ CIFAR10 = dict(
     dataset="cifar10", depth=20, width=16, batch_size=128, lr=0.1, pretrain_lr=0.4, momentum=0.9,
     weight_decay=1e-4, milestones=[31200, 46800], lr_decay=0.1, total_steps=62400, t_star=400, networks=10,
     el2n_steps=7800, scoring={}, prune_fraction=0.2, levels=16, precision="auto", pad=4, flip=True,
-)
+)  # fmt: skip
 PRESETS = {
     # the demonstration, found by a search on seeds 100 to 107; see RESULTS.md
     "digits": CIFAR10 | dict(
@@ -67,8 +67,17 @@ SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.
 # are named for it, and no stage takes up what other code has made.
 OWN = {}
 # In these, and in the seed, starting points may differ and still train side by side: IMP does not use them.
-PRETRAINING = ("pretrain_lr", "rewind_step", "scheme", "subset_size", "subset_sha256", "score",
-               "class_balanced", "label_noise", "noise_seed")  # fmt: skip
+PRETRAINING = (
+    "pretrain_lr",
+    "rewind_step",
+    "scheme",
+    "subset_size",
+    "subset_sha256",
+    "score",
+    "class_balanced",
+    "label_noise",
+    "noise_seed",
+)
 
 # ------------------------------------------------------------ errors, random streams
 
@@ -85,7 +94,9 @@ class Stopped(BaseException):
     """A signal arrived and everything is saved: exit status 128 + its number."""
 
 
-INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE = range(8)  # purposes; what a seed means
+INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE = range(
+    8
+)  # purposes; what a seed means
 
 
 def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:
@@ -130,7 +141,9 @@ def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -
     mean, std = channel_statistics(images)
     pad, flip = PRESETS[preset]["pad"], PRESETS[preset]["flip"]
     fingerprint = sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes())
-    x, *rest = (torch.from_numpy(a).to(device) for a in (images, labels, test, test_labels, mean, std))
+    x, *rest = (
+        torch.from_numpy(a).to(device) for a in (images, labels, test, test_labels, mean, std)
+    )
     return Data(classes, F.pad(x, (0, 0, pad, pad, pad, pad)), *rest, fingerprint, pad, flip)
 
 
@@ -143,7 +156,9 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def noisy_labels(labels: np.ndarray, classes: int, label_noise: float, noise_seed: int) -> np.ndarray:
+def noisy_labels(
+    labels: np.ndarray, classes: int, label_noise: float, noise_seed: int
+) -> np.ndarray:
     """Labels [N] int64, round(label_noise N) of them drawn anew, uniformly over all classes (P, App. A)."""
     draw = rng(NOISE, noise_seed)
     chosen = draw.choice(len(labels), round(label_noise * len(labels)), replace=False)
@@ -162,7 +177,9 @@ def read_digits(root: Path) -> tuple:
     rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
     images, labels = rows[:, :-1].reshape(-1, 8, 8, 1), rows[:, -1]
     draw = np.random.default_rng(0)
-    test = np.sort(np.concatenate([draw.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)]))
+    test = np.sort(
+        np.concatenate([draw.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)])
+    )
     train = np.setdiff1d(np.arange(len(labels)), test)
     return [str(c) for c in range(10)], images[train], labels[train], images[test], labels[test]
 
@@ -181,7 +198,10 @@ def read_cifar(name: str, root: Path) -> tuple:
 
 
 CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
-CINIC10_MD5, CINIC10_IMAGES = "6ee4d0c996905fe93221de577967a372", [180_000, 90_000]  # training, test
+CINIC10_MD5, CINIC10_IMAGES = (
+    "6ee4d0c996905fe93221de577967a372",
+    [180_000, 90_000],
+)  # training, test
 
 
 def read_cinic10(root: Path) -> tuple:
@@ -195,7 +215,9 @@ def read_cinic10(root: Path) -> tuple:
             if not tree.is_dir():  # while this one waited, another process may have made it
                 unpacked = root / ".CINIC-10.partial"
                 download_and_extract_archive(CINIC10_URL, root, unpacked, md5=CINIC10_MD5)
-                os.replace(unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree)
+                os.replace(
+                    unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree
+                )
     return read_trees(tree, ["train", "valid"], cache, CINIC10_IMAGES)
 
 
@@ -206,8 +228,13 @@ def read_folder(root: Path) -> tuple:
     return read_trees(root, ["train"], root / ".images.safetensors")
 
 
-READERS = {"digits": read_digits, "cifar10": partial(read_cifar, "CIFAR10"), "folder": read_folder,
-           "cifar100": partial(read_cifar, "CIFAR100"), "cinic10": read_cinic10}  # fmt: skip
+READERS = {
+    "digits": read_digits,
+    "cifar10": partial(read_cifar, "CIFAR10"),
+    "folder": read_folder,
+    "cifar100": partial(read_cifar, "CIFAR100"),
+    "cinic10": read_cinic10,
+}
 
 
 @contextlib.contextmanager
@@ -218,8 +245,10 @@ def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
             yield
     except (InputError, OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
-        raise InputError(f"{archive} is missing and cannot be fetched ({why}): put {url} there (md5 {md5}), "
-                         "or name the folder that has it with --data-dir") from None  # fmt: skip
+        raise InputError(
+            f"{archive} is missing and cannot be fetched ({why}): put {url} there (md5 {md5}), "
+            "or name the folder that has it with --data-dir"
+        ) from None
 
 
 def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
@@ -233,26 +262,38 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
     stamp, folders, keys = None, [], ("train", "labels", "test", "test_labels")
     if not (sizes and cache.exists()):
         for split in (*train, "test"):
-            with reading(root / split):  # which may be missing, or have an empty class folder or none
+            with reading(
+                root / split
+            ):  # which may be missing, or have an empty class folder or none
                 folders.append(ImageFolder(root / split))
             if folders[-1].classes != folders[0].classes:
-                raise InputError(f"{root / split}: its class folders are not those of {root / 'train'}")
+                raise InputError(
+                    f"{root / split}: its class folders are not those of {root / 'train'}"
+                )
         files, labels = zip(*(sample for folder in folders for sample in folder.samples))
         n = len(files) - len(folders[-1])  # for training
         if sizes not in (None, [n, len(folders[-1])]):
-            raise InputError(f"{root}: incomplete, {sizes} images are expected for training and test")
+            raise InputError(
+                f"{root}: incomplete, {sizes} images are expected for training and test"
+            )
         with reading(root):
             stats = [(os.path.relpath(file, root), os.stat(file)) for file in files]
-        stamp = sha256(*(b"%s %d %d\n" % (os.fsencode(f), s.st_size, s.st_mtime_ns) for f, s in stats))
+        stamp = sha256(
+            *(b"%s %d %d\n" % (os.fsencode(f), s.st_size, s.st_mtime_ns) for f, s in stats)
+        )
     if cache.exists():
         try:
             tensors, info = load_tensors(cache)
             if stamp in (None, info["stamp"]):
                 return info["classes"], *(tensors[key].numpy() for key in keys)
         except (InputError, KeyError) as error:
-            raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
+            raise InputError(
+                f"{cache}: not a cache of decoded images; delete it ({error})"
+            ) from None
     with ThreadPoolExecutor() as pool:
-        images = list(tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False))
+        images = list(
+            tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False)
+        )
     arrays = [np.array(each) for each in (images[:n], labels[:n], images[n:], labels[n:])]
     tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
     # two processes must not write one file at once; a read-only folder goes without
@@ -275,7 +316,9 @@ def read_image(file: str) -> np.ndarray:
 # ------------------------------------------------------------ order and crops
 
 
-def epoch_table(seed: int, level: int, epoch: int, n: int, batch: int, pad: int, flip: bool) -> np.ndarray:
+def epoch_table(
+    seed: int, level: int, epoch: int, n: int, batch: int, pad: int, flip: bool
+) -> np.ndarray:
     """Which examples an epoch takes and how it cuts them: [4, n // batch, batch] int64.
 
     The four are example, top, left and flip (0 or 1). A pure function of its arguments: any step can be made
@@ -306,14 +349,18 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         # not F.batch_norm: on a GPU in fp32 it takes persistent kernels, reported to stall beside others
-        return torch.native_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
-                                       self.training, 0.1, 1e-5)[0]  # fmt: skip
+        return torch.native_batch_norm(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.training, 0.1, 1e-5
+        )[0]
 
 
 class Block(nn.Module):
@@ -324,11 +371,17 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.bn2 = BatchNorm(c_out)
         self.shortcut = nn.Sequential()
-        if c_in != c_out:  # a projection, as in the code of the figures; He et al.'s option A has none
-            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), BatchNorm(c_out))
+        if (
+            c_in != c_out
+        ):  # a projection, as in the code of the figures; He et al.'s option A has none
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(c_in, c_out, 1, stride, bias=False), BatchNorm(c_out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu_()  # in place: no backward pass needs what batch norm put out
+        y = self.bn1(
+            self.conv1(x)
+        ).relu_()  # in place: no backward pass needs what batch norm put out
         y = self.bn2(self.conv2(y)).add_(self.shortcut(x))
         return y.relu_()
 
@@ -392,7 +445,9 @@ class Member:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; writing into it changes the member."""
-        return prefixed(weight=self.net.state_dict(), momentum=self.momentum) | {"loss_sum": self.loss_sum}
+        return prefixed(weight=self.net.state_dict(), momentum=self.momentum) | {
+            "loss_sum": self.loss_sum
+        }
 
     def copy(self) -> dict[str, Tensor]:
         return {name: t.clone() for name, t in self.state().items()}
@@ -419,9 +474,18 @@ class Member:
         parameters = list(self.parameters.values())
         # the function behind torch.optim.SGD, whose class imports the compiler, over a second a process;
         # fused takes the rate as a tensor, the other implementations read it on the host
-        sgd(parameters, [p.grad for p in parameters], list(self.momentum.values()), lr=rate,
-            momentum=recipe["momentum"], weight_decay=recipe["weight_decay"], dampening=0.0, nesterov=False,
-            maximize=False, fused=True)  # fmt: skip
+        sgd(
+            parameters,
+            [p.grad for p in parameters],
+            list(self.momentum.values()),
+            lr=rate,
+            momentum=recipe["momentum"],
+            weight_decay=recipe["weight_decay"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            fused=True,
+        )
         self.apply_masks()
         for p in parameters:
             p.grad = None
@@ -442,7 +506,9 @@ def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """One of those dictionaries again."""
-    return {key.removeprefix(name + "."): t for key, t in tensors.items() if key.startswith(name + ".")}
+    return {
+        key.removeprefix(name + "."): t for key, t in tensors.items() if key.startswith(name + ".")
+    }
 
 
 def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
@@ -452,7 +518,9 @@ def even_groups(items: list, at_once: int | None, device: torch.device) -> list[
 
 
 def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
+    with torch.autocast(
+        images.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False
+    ):
         logits = net(images)
     return F.cross_entropy(logits.float(), labels)
 
@@ -464,8 +532,15 @@ class Group:
     subset  [M] int64 indices of the examples to train on, default all
     """
 
-    def __init__(self, members: list[Member], data: Data, recipe: dict, *, labels: Tensor | None = None,
-                 subset: np.ndarray | None = None):  # fmt: skip
+    def __init__(
+        self,
+        members: list[Member],
+        data: Data,
+        recipe: dict,
+        *,
+        labels: Tensor | None = None,
+        subset: np.ndarray | None = None,
+    ):
         self.members, self.data, self.recipe = members, data, recipe
         self.labels = data.labels if labels is None else labels
         self.subset = np.arange(len(self.labels)) if subset is None else subset
@@ -475,7 +550,9 @@ class Group:
         # what a recorded step reads; the rest of it is in the members
         self.rate = torch.zeros((), **place)
         self.examples = torch.zeros(len(members), 4, batch, dtype=torch.int64, **place)
-        self.tables = torch.zeros(len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place)
+        self.tables = torch.zeros(
+            len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place
+        )
         self.replays = [None] * len(members)  # of recorded steps; None: plain ones
         if self.labels.is_cuda and os.environ.get("NO_GRAPH", "0") == "0":
             self.load_epoch(0, 0)
@@ -504,7 +581,9 @@ class Group:
     def steps(self, active: list[int]) -> None:
         """A step of each of these members; on a GPU all of them at the same time."""
         started = [(self.replays[k] or partial(self.step, k))() for k in active]
-        for stream in started:  # after all have started: joined one by one they would wait for each other
+        for (
+            stream
+        ) in started:  # after all have started: joined one by one they would wait for each other
             if stream:
                 torch.cuda.current_stream().wait_stream(stream)
 
@@ -515,7 +594,11 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     A replay costs the host one launch instead of a thousand, and works on the very tensors that it was
     recorded with: whoever changes them copies into them. The member takes a few steps here.
     """
-    graph, stream, pool = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    graph, stream, pool = (
+        torch.cuda.CUDAGraph(),
+        torch.cuda.Stream(),
+        torch.cuda.graph_pool_handle(),
+    )
     stream.wait_stream(torch.cuda.current_stream())
     failure = None
     try:
@@ -524,14 +607,18 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
                 group.step(k)
             with torch.cuda.graph(graph, pool, stream):
                 group.step(k)
-    except RuntimeError as error:  # what cut a recording short (memory, a signal) makes its end fail too
+    except (
+        RuntimeError
+    ) as error:  # what cut a recording short (memory, a signal) makes its end fail too
         cut = error.__context__
         failure = cut if isinstance(cut, RuntimeError | Stopped) else error
         failure.__traceback__ = None  # it holds the graph, which must go first
     if failure:
         del graph
         torch.cuda.current_stream().wait_stream(stream)
-        with contextlib.suppress(RuntimeError):  # torch 2.11 goes on allocating there; later ones raise
+        with contextlib.suppress(
+            RuntimeError
+        ):  # torch 2.11 goes on allocating there; later ones raise
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
         raise failure
@@ -545,7 +632,9 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     return replay
 
 
-OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")  # of CUDA, cuBLAS or the CPU
+OUT_OF_MEMORY = re.compile(
+    "out of memory|ALLOC_FAILED|allocate memory"
+)  # of CUDA, cuBLAS or the CPU
 
 
 def use_recording(group: Group, k: int, record: Callable = record) -> None:
@@ -577,12 +666,17 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
         for name, t in plain.items():
             moved, gaps = (t - start[name]).abs().max(), [(o[name] - t).abs().max() for o in others]
             if not all(gap <= 0.05 * moved for gap in gaps):
-                raise RuntimeError(f"replayed, {name} is off by {max(gaps):.1e}, a step moves {moved:.1e}")
+                raise RuntimeError(
+                    f"replayed, {name} is off by {max(gaps):.1e}, a step moves {moved:.1e}"
+                )
     except RuntimeError as error:
         group.replays[k] = None
         if OUT_OF_MEMORY.search(str(error)):
             raise
-        print(f"note: {m.name}: plain steps, no recorded ones: {error}".splitlines()[0], file=sys.stderr)
+        print(
+            f"note: {m.name}: plain steps, no recorded ones: {error}".splitlines()[0],
+            file=sys.stderr,
+        )
     finally:
         m.restore(kept)
         for name, mask in masks.items():
@@ -617,7 +711,9 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
         for m in (members[k] for k in active):
             m.loss_steps += 1
             m.step = step + 1
-            if not m.loss_sum.is_cuda or m.step % 200 == 0 or m.step == stop:  # on a GPU looking waits
+            if (
+                not m.loss_sum.is_cuda or m.step % 200 == 0 or m.step == stop
+            ):  # on a GPU looking waits
                 m.failed = not math.isfinite(m.loss_sum)
             if m.step == stop:  # no loss has seen the last update
                 m.failed = m.failed or not m.finite()
@@ -629,7 +725,9 @@ def predict(net: nn.Module, data: Data, images: Tensor) -> Tensor:
     """Logits [n, classes] float32 in eval mode of images [n, H, W, C] uint8, not augmented."""
     training = net.training
     net.eval()
-    size = 1000 if images.is_cuda else 2**17 // images[0, :, :, 0].numel()  # 128 of 32x32 fit a CPU's cache
+    size = (
+        1000 if images.is_cuda else 2**17 // images[0, :, :, 0].numel()
+    )  # 128 of 32x32 fit a CPU's cache
     logits = torch.cat([net(data.normalise(part)) for part in images.split(size)])
     net.train(training)  # the caller may be in the middle of a training
     return logits
@@ -663,12 +761,16 @@ def reading(path: Path | str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}") from None
     except Exception as error:  # a decoder fed with a damaged file raises anything
-        raise InputError(f"{path}: not readable ({type(error).__name__}: {str(error)[:200]})") from None
+        raise InputError(
+            f"{path}: not readable ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
 
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file that is either the old one or complete, also after a power loss."""
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: a killed process leaves one at most
+    temporary = path.with_name(
+        f".{path.name}.tmp"
+    )  # a fixed name: a killed process leaves one at most
     try:
         with open(temporary, "wb") as f:
             f.write(content)
@@ -679,7 +781,9 @@ def atomic_write(path: Path, content: bytes) -> None:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise Failure(f"cannot write {path}: {error.strerror}; what was finished before is kept") from None
+        raise Failure(
+            f"cannot write {path}: {error.strerror}; what was finished before is kept"
+        ) from None
 
 
 def write_csv(path: Path, rows: list) -> Path:
@@ -747,7 +851,10 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
             raise ValueError("has values that are not finite")
     sidecar = path.resolve().with_suffix(".json")
     if not sidecar.exists():  # an array of the user's own
-        print(f"note: no .json beside {path}: its labels are clean but for --label-noise", file=sys.stderr)
+        print(
+            f"note: no .json beside {path}: its labels are clean but for --label-noise",
+            file=sys.stderr,
+        )
         return array, {}
     with reading(sidecar):
         info = dict(json.loads(sidecar.read_text()))
@@ -756,11 +863,18 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
     if info.get("sha256", sha256(content)) != sha256(content):
         raise InputError(f"{path}: does not match the sha256 in the .json beside it")
     if info.get("fingerprint", fingerprint) != fingerprint:
-        raise InputError(f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs")
+        raise InputError(
+            f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs"
+        )
     return array, info
 
 
-RECORDED = ("recipe", "row", "made_by", "sha256")  # what files say beside the settings that decide the result
+RECORDED = (
+    "recipe",
+    "row",
+    "made_by",
+    "sha256",
+)  # what files say beside the settings that decide the result
 
 
 def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
@@ -768,10 +882,16 @@ def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
 
     A setting that one side does not know counts as None there: so an option of your own makes a difference.
     """
-    differ = [key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)]
+    differ = [
+        key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)
+    ]
     if differ:
-        said = [f"{k} {found.get(k, 'unknown')} there, {wanted.get(k, 'unknown')} now" for k in differ]
-        raise InputError(f"{path} exists with other settings: {'; '.join(said)} (--force starts over)")
+        said = [
+            f"{k} {found.get(k, 'unknown')} there, {wanted.get(k, 'unknown')} now" for k in differ
+        ]
+        raise InputError(
+            f"{path} exists with other settings: {'; '.join(said)} (--force starts over)"
+        )
 
 
 def lock(path: Path, wait: bool = False) -> io.TextIOBase:
@@ -788,14 +908,18 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         handle.seek(0)
-        raise InputError(f"{path.parent} is in use by {handle.read().strip() or 'another process'}") from None
+        raise InputError(
+            f"{path.parent} is in use by {handle.read().strip() or 'another process'}"
+        ) from None
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     handle.flush()
     return handle
 
 
-def open_output(args: argparse.Namespace, lock_at: Path, wanted: dict, found: Callable) -> io.IOBase | None:
+def open_output(
+    args: argparse.Namespace, lock_at: Path, wanted: dict, found: Callable
+) -> io.IOBase | None:
     """The lock to hold while --out is made; None, after saying so, where it is there with these settings.
 
     found  reads the settings of the file there. InputError: they differ, or another process is at work.
@@ -812,7 +936,9 @@ def save_divergence(folder: Path, **about: object) -> None:
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.csv")  # what imp.py writes
+OF_IMP = re.compile(
+    r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.csv"
+)  # what imp.py writes
 
 
 # ------------------------------------------------------------ command line
@@ -846,15 +972,27 @@ HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
     "lr_decay": (within("(0, 1]"), "factor of the rate at each milestone"),
     "total_steps": (COUNT, "optimizer steps of a full training"),
 }
-RECIPE = {"preset", "dataset", "fingerprint", "classes", "precision", "seed", *HYPERPARAMETERS, *PRETRAINING}
+RECIPE = {
+    "preset",
+    "dataset",
+    "fingerprint",
+    "classes",
+    "precision",
+    "seed",
+    *HYPERPARAMETERS,
+    *PRETRAINING,
+}
 
 
 class Parser(argparse.ArgumentParser):
     """A script's docstring is its help, and an error is one line without the usage."""
 
     def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         allow_abbrev=False)  # fmt: skip
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> None:
         raise InputError(message.removeprefix("argument "))
@@ -862,33 +1000,69 @@ class Parser(argparse.ArgumentParser):
 
 def add_dataset_flags(parser: Parser) -> None:
     add = parser.add_argument
-    add("--preset", choices=PRESETS, help="experiment of the paper (default: digits, or what --dataset says)")
-    add("--dataset", choices=READERS, help="default: the preset's; folder reads train/CLASS/*, test/CLASS/*")
-    add("--label-noise", type=LABEL_NOISE, help="share of labels drawn anew (default: the input's, else 0)")
-    add("--noise-seed", type=SEED, help="which draw of the label noise (default: the input's, else 0)")
+    add(
+        "--preset",
+        choices=PRESETS,
+        help="experiment of the paper (default: digits, or what --dataset says)",
+    )
+    add(
+        "--dataset",
+        choices=READERS,
+        help="default: the preset's; folder reads train/CLASS/*, test/CLASS/*",
+    )
+    add(
+        "--label-noise",
+        type=LABEL_NOISE,
+        help="share of labels drawn anew (default: the input's, else 0)",
+    )
+    add(
+        "--noise-seed",
+        type=SEED,
+        help="which draw of the label noise (default: the input's, else 0)",
+    )
 
 
 def add_training_flags(parser: Parser, presets: dict = PRESETS) -> None:
     add = parser.add_argument
     for name, (kind, meaning) in HYPERPARAMETERS.items():
-        nargs, text = "*" if name == "milestones" else None, f"{meaning} ({defaults(name, presets)})"
+        nargs, text = (
+            "*" if name == "milestones" else None,
+            f"{meaning} ({defaults(name, presets)})",
+        )
         add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
-    add("--precision", choices=["auto", "fp32", "bf16"], help=f"auto: bf16 if fast ({defaults('precision')})")
+    add(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        help=f"auto: bf16 if fast ({defaults('precision')})",
+    )
 
 
 def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = False) -> None:
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data"), help="folder of the data set's files (default: data)")
+    add(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="folder of the data set's files (default: data)",
+    )
     if device:
         add("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: a GPU if any)")
     if at_once:
-        add("--at-once", type=COUNT, help="networks trained side by side (default: 8 on a GPU, 1 on a CPU)")
+        add(
+            "--at-once",
+            type=COUNT,
+            help="networks trained side by side (default: 8 on a GPU, 1 on a CPU)",
+        )
     add("--force", action="store_true", help="start over where the output exists")
 
 
 def defaults(name: str, presets: dict = PRESETS) -> str:
     """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
-    others = [f", {key}: {preset[name]}" for key, preset in presets.items() if preset[name] != CIFAR10[name]]
+    others = [
+        f", {key}: {preset[name]}"
+        for key, preset in presets.items()
+        if preset[name] != CIFAR10[name]
+    ]
     return f"default: {CIFAR10[name]}{''.join(others)}"
 
 
@@ -924,13 +1098,19 @@ def check_recipe(path: Path, info: dict) -> dict:
     with reading(path):
         recipe = dict(info.get("recipe", {}))
         if missing := sorted(RECIPE - recipe.keys()):
-            raise ValueError(f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}")
+            raise ValueError(
+                f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}"
+            )
         own = {key: value for key, value in recipe.items() if key not in RECIPE}
         if own != OWN:
             raise ValueError(f"made by other code: {own} there, {OWN} here")
         kinds = {name: kind for name, (kind, _) in HYPERPARAMETERS.items()}
-        kinds |= {"seed": SEED, "preset": PRESETS.__getitem__, "dataset": READERS.__getitem__,
-                  "rewind_step": within(f"[0, {recipe['total_steps']}]", int)}  # fmt: skip
+        kinds |= {
+            "seed": SEED,
+            "preset": PRESETS.__getitem__,
+            "dataset": READERS.__getitem__,
+            "rewind_step": within(f"[0, {recipe['total_steps']}]", int),
+        }
         for key, kind in kinds.items():
             for value in recipe[key] if key == "milestones" else [recipe[key]]:
                 kind(str(value))
@@ -944,8 +1124,14 @@ def start_name(recipe: dict) -> str:
     size = "" if recipe["subset_size"] is None else f" {recipe['subset_size']}"
     balanced = " balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
     noise = f" noise {recipe['label_noise']:.0%}" if recipe["label_noise"] else ""
-    usual = {"score": "el2n", "pretrain_lr": PRESETS[recipe["preset"]]["pretrain_lr"], "noise_seed": 0}
-    more = "".join(f" {key} {recipe[key]}" for key in usual if recipe[key] not in (None, usual[key]))
+    usual = {
+        "score": "el2n",
+        "pretrain_lr": PRESETS[recipe["preset"]]["pretrain_lr"],
+        "noise_seed": 0,
+    }
+    more = "".join(
+        f" {key} {recipe[key]}" for key in usual if recipe[key] not in (None, usual[key])
+    )
     return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}{more}"
 
 
@@ -991,22 +1177,34 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     else:
         has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     if precision == "bf16" and not has_bf16:
-        raise InputError("bf16 needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16")
+        raise InputError(
+            "bf16 needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16"
+        )
     return ("bf16" if has_bf16 else "fp32") if precision == "auto" else precision
 
 
 def made_by(device: torch.device) -> dict:
     """What is recorded but never compared."""
     cuda = device.type == "cuda"
-    processor = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    processor = (
+        torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    )
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
-            "threads": torch.get_num_threads(), "device": str(device), "processor": processor,
-            "host": socket.gethostname(), "command": command}  # fmt: skip
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "processor": processor,
+        "host": socket.gethostname(),
+        "command": command,
+    }
 
 
 def on_signals(received: list | None = None) -> dict:
     """Let SIGTERM and SIGINT raise Stopped, or only add their number to a list; returns the old handlers."""
+
     def handle(number: int, frame: object) -> None:
         # a second SIGINT ends us; not SIGTERM: Slurm sends it to us and to our parent, who passes it on
         signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
@@ -1028,7 +1226,10 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         main(argv)
         return 0
     except Stopped as stopped:
-        message, status = f"stopped by {signal.Signals(stopped.args[0]).name}", 128 + stopped.args[0]
+        message, status = (
+            f"stopped by {signal.Signals(stopped.args[0]).name}",
+            128 + stopped.args[0],
+        )
     except InputError as error:
         message, status = f"error: {error}", 2
     except (Failure, OSError) as error:
@@ -1040,5 +1241,7 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever a path holds
+    print(
+        f"{name}: {' '.join(message.split())}", file=sys.stderr
+    )  # one line, whatever a path holds
     return status

@@ -68,17 +68,23 @@ class Run:
     settings: dict  # what else decides the result
     masks: dict[str, Tensor]  # uint8, of the next level, in state-dict order; ones at first
     level: int = 0  # the next to train
-    borrowed: list[dict[str, Tensor]] = field(default_factory=list)  # `next.` masks by level, of another run
+    borrowed: list[dict[str, Tensor]] = field(
+        default_factory=list
+    )  # `next.` masks by level, of another run
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
     described = property(lambda self: {"recipe": self.recipe, **self.settings})  # in its files
 
 
-def train_group(runs: list[Run], levels: int, data: common.Data, save_every: float, received: list) -> list:
+def train_group(
+    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list
+) -> list:
     """Take runs through their levels side by side; returns a line for each that had to stop."""
     recipe = runs[0].recipe
     seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
-    everyone = [(run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)]
+    everyone = [
+        (run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)
+    ]
     group, stopped = common.Group([member for _, member in everyone], data, recipe), []
     for level in range(levels + 1):
         here = [(run, member) for run, member in everyone if run.level == level]
@@ -106,9 +112,16 @@ def train_group(runs: list[Run], levels: int, data: common.Data, save_every: flo
             run.seconds += spent / len(here)
             accuracy, loss = common.evaluate(member.net, data)
             if member.failed or not math.isfinite(loss):
-                stopped.append(f"{run.folder}: the loss is not finite at level {level}, step {member.step}")
-                common.save_divergence(run.folder, recipe=run.recipe, settings=run.settings, level=level,
-                                       step=member.step)  # fmt: skip
+                stopped.append(
+                    f"{run.folder}: the loss is not finite at level {level}, step {member.step}"
+                )
+                common.save_divergence(
+                    run.folder,
+                    recipe=run.recipe,
+                    settings=run.settings,
+                    level=level,
+                    step=member.step,
+                )
                 continue
             finish_level(run, member, accuracy, loss, data)
     return stopped
@@ -116,8 +129,16 @@ def train_group(runs: list[Run], levels: int, data: common.Data, save_every: flo
 
 # ------------------------------------------------------------ the end of a level
 
-COLUMNS = ["level", "weights_remaining", "weights_remaining_count", "test_accuracy", "test_loss",
-           "train_loss", "steps", "seconds"]  # fmt: skip
+COLUMNS = [
+    "level",
+    "weights_remaining",
+    "weights_remaining_count",
+    "test_accuracy",
+    "test_loss",
+    "train_loss",
+    "steps",
+    "seconds",
+]
 LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 
@@ -130,13 +151,17 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     else:
         draw = common.rng(common.PRUNE, run.recipe["seed"], run.level)
         member.net.eval()  # a rule may look, but neither statistics nor gradients stay
-        pruned = prune(importance(member.net, data, draw), member.masks, run.settings["prune_fraction"])
+        pruned = prune(
+            importance(member.net, data, draw), member.masks, run.settings["prune_fraction"]
+        )
         member.net.zero_grad()
     remaining = sum(int(mask.sum()) for mask in run.masks.values())
     share = remaining / sum(mask.numel() for mask in run.masks.values())
     train_loss = member.loss_sum.item() / max(1, member.loss_steps)
     steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
-    row = dict(zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds)))
+    row = dict(
+        zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds))
+    )
     info = run.described | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
     common.save_tensors(level_path(run.folder, run.level), tensors, info)
@@ -144,8 +169,19 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     run.rows.append(row)
     common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
     run.masks = {name: mask.cpu() for name, mask in pruned.items()}
-    print(LINE.format(run.folder, run.level, f"{share:.2%}", f"{accuracy:.4f}", f"{loss:.4f}",
-                      f"{train_loss:.4f}", steps, f"{seconds:.1f}"), flush=True)  # fmt: skip
+    print(
+        LINE.format(
+            run.folder,
+            run.level,
+            f"{share:.2%}",
+            f"{accuracy:.4f}",
+            f"{loss:.4f}",
+            f"{train_loss:.4f}",
+            steps,
+            f"{seconds:.1f}",
+        ),
+        flush=True,
+    )
     run.level, run.seconds = run.level + 1, 0.0
 
 
@@ -163,19 +199,27 @@ def read_start(path: Path, folder: Path, first: dict, data: common.Data, setting
     for key in sorted(recipe.keys() | first.keys()):  # of somebody's own, too
         mine, other = recipe.get(key, "unknown"), first.get(key, "unknown")
         if mine != other and key not in ("seed", *common.PRETRAINING):
-            raise InputError(f"{path}: {key} is {mine}, but {other} in the first file; one call, one recipe")
+            raise InputError(
+                f"{path}: {key} is {mine}, but {other} in the first file; one call, one recipe"
+            )
     if recipe["fingerprint"] != data.fingerprint or recipe["classes"] != len(data.classes):
-        raise InputError(f"{path}: made from other {recipe['dataset']} images than those in --data-dir")
+        raise InputError(
+            f"{path}: made from other {recipe['dataset']} images than those in --data-dir"
+        )
     with torch.device("meta"):
         net = common.ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
     check_tensors(path, weights, net.state_dict())
     masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
-    return Run(folder, weights, recipe, settings | {"rewind_sha256": common.digest(weights, recipe)}, masks)
+    return Run(
+        folder, weights, recipe, settings | {"rewind_sha256": common.digest(weights, recipe)}, masks
+    )
 
 
 def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name in sorted(tensors.keys() ^ expected.keys()):
-        raise InputError(f"{path}: tensor {name} is {'unexpected' if name in tensors else 'missing'}")
+        raise InputError(
+            f"{path}: tensor {name} is {'unexpected' if name in tensors else 'missing'}"
+        )
     for name, t in expected.items():
         have = tensors[name]
         if have.shape != t.shape or have.dtype != t.dtype:
@@ -189,14 +233,20 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
         path = level_path(other, level)
         tensors, info = common.load_tensors(path)
         if info.get("masks"):
-            raise InputError(f"--masks: {other} is itself under the masks of {info['masks']}; name that run")
+            raise InputError(
+                f"--masks: {other} is itself under the masks of {info['masks']}; name that run"
+            )
         masks = common.part(tensors, "next")
         check_tensors(path, masks, run.masks)
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
     run.settings["masks"] = common.start_name(common.check_recipe(path, info))
     if fraction not in (None, info["prune_fraction"]):
-        raise InputError(f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}")
-    run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}  # which made these masks
+        raise InputError(
+            f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}"
+        )
+    run.settings |= {
+        key: info[key] for key in ("prune_fraction", "criterion")
+    }  # which made these masks
     # of the first masks only: a run may go on to more levels, and resume compares the others themselves
     run.settings["masks_sha256"] = common.digest(run.borrowed[0], {})
     run.settings |= {"shuffled": True} if shuffle else {}
@@ -204,7 +254,10 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
 
 def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Every layer's mask with its weights permuted, at every level alike: so nested masks stay nested."""
-    draw, flat = common.rng(common.SHUFFLE, seed), {name: masks[name].flatten() for name in sorted(masks)}
+    draw, flat = (
+        common.rng(common.SHUFFLE, seed),
+        {name: masks[name].flatten() for name in sorted(masks)},
+    )
     orders = {name: torch.from_numpy(draw.permutation(len(mask))) for name, mask in flat.items()}
     return {name: flat[name][orders[name]].view(mask.shape) for name, mask in masks.items()}
 
@@ -219,13 +272,21 @@ def resume(run: Run) -> None:
         with common.reading(path):
             common.refuse_difference(path, info | info["recipe"], run.recipe | run.settings)
             if not any(name.startswith("next.") for name in tensors):
-                raise InputError(f"{path}: of an earlier version, holds no next masks; --force starts over")
-            check_tensors(path, tensors, common.prefixed(weight=run.weights, mask=run.masks, next=run.masks))
-            if any(not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()):
+                raise InputError(
+                    f"{path}: of an earlier version, holds no next masks; --force starts over"
+                )
+            check_tensors(
+                path, tensors, common.prefixed(weight=run.weights, mask=run.masks, next=run.masks)
+            )
+            if any(
+                not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()
+            ):
                 raise InputError(f"{path}: its masks are not those that the level before hands on")
             given = run.borrowed[level] if level < len(run.borrowed) else {}
             if any(not torch.equal(tensors[f"next.{name}"], mask) for name, mask in given.items()):
-                raise InputError(f"{path}: its next masks are not those of --masks (--force starts over)")
+                raise InputError(
+                    f"{path}: its next masks are not those of --masks (--force starts over)"
+                )
             run.rows.append({column: info["row"][column] for column in COLUMNS})
         run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
         run.level = level + 1
@@ -237,8 +298,12 @@ def save_state(run: Run, member: Member) -> None:
     """Keep an unfinished level; its masks are in the last finished one."""
     if not member.finite() or not member.loss_sum.isfinite():
         return  # about to be stopped for that
-    info = run.described | {"level": run.level, "step": member.step, "loss_steps": member.loss_steps,
-                            "seconds": run.seconds}  # fmt: skip
+    info = run.described | {
+        "level": run.level,
+        "step": member.step,
+        "loss_steps": member.loss_steps,
+        "seconds": run.seconds,
+    }
     common.save_tensors(run.folder / "state.safetensors", member.state(), info)
 
 
@@ -250,7 +315,9 @@ def load_state(run: Run, member: Member) -> None:
     try:
         tensors, info = common.load_tensors(path)
         with common.reading(path):
-            level, step, steps, seconds = (info.pop(k) for k in ("level", "step", "loss_steps", "seconds"))
+            level, step, steps, seconds = (
+                info.pop(k) for k in ("level", "step", "loss_steps", "seconds")
+            )
         if level != run.level or info != run.described:
             return
         check_tensors(path, tensors, member.state())
@@ -266,26 +333,63 @@ def load_state(run: Run, member: Member) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
-    add("rewind", type=Path, nargs="+", help="rewind.safetensors of pretrain.py; several must share a recipe")
-    whole, share, seconds = common.within("[0, inf)", int), common.within("(0, 1)"), common.within("(0, inf)")
+    add(
+        "rewind",
+        type=Path,
+        nargs="+",
+        help="rewind.safetensors of pretrain.py; several must share a recipe",
+    )
+    whole, share, seconds = (
+        common.within("[0, inf)", int),
+        common.within("(0, 1)"),
+        common.within("(0, inf)"),
+    )
     add("--levels", type=whole, help=f"prunings; level 0 is dense ({common.defaults('levels')})")
-    add("--prune-fraction", type=share, help=f"of the weights left ({common.defaults('prune_fraction')})")
-    add("--order-seed", type=common.SEED, help="another batch order (default: the recipe's); needs --out")
-    add("--masks", type=Path, nargs="+", metavar="RUN", help="take the masks of finished runs, one a start")
+    add(
+        "--prune-fraction",
+        type=share,
+        help=f"of the weights left ({common.defaults('prune_fraction')})",
+    )
+    add(
+        "--order-seed",
+        type=common.SEED,
+        help="another batch order (default: the recipe's); needs --out",
+    )
+    add(
+        "--masks",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="take the masks of finished runs, one a start",
+    )
     add("--shuffle-masks", action="store_true", help="permute those masks within every layer")
-    add("--out", type=Path, nargs="+", help="a folder for each starting point (default: that of its file)")
-    add("--save-every", type=seconds, default=60, help="seconds between saves within a level (default: 60)")
+    add(
+        "--out",
+        type=Path,
+        nargs="+",
+        help="a folder for each starting point (default: that of its file)",
+    )
+    add(
+        "--save-every",
+        type=seconds,
+        default=60,
+        help="seconds between saves within a level (default: 60)",
+    )
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
     args.out = args.out or [path.parent for path in args.rewind]
     for flag, folders in (("--out", args.out), ("--masks", args.masks)):
         if folders and len(folders) != len(args.rewind):
-            raise InputError(f"{flag}: {len(folders)} folders for {len(args.rewind)} starting points")
+            raise InputError(
+                f"{flag}: {len(folders)} folders for {len(args.rewind)} starting points"
+            )
     if args.shuffle_masks and not args.masks:
         raise InputError("--shuffle-masks needs --masks")
     for path, out in zip(args.rewind, args.out):
         if path.is_dir():
-            raise InputError(f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}")
+            raise InputError(
+                f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}"
+            )
         if [other.resolve() for other in args.out].count(out.resolve()) > 1:
             raise InputError(f"{path}: another starting point writes to the same folder, {out}")
         if out.resolve() in [folder.resolve() for folder in args.masks or ()]:
@@ -331,8 +435,19 @@ def main(argv: list[str] | None = None) -> None:
     common.on_signals(received)
     todo = [run for run in runs if run.level <= levels]
     if todo:
-        print(LINE.format("run".ljust(len(str(todo[0].folder))), "level", "weights", "accuracy", "test loss",
-                          "train loss", "steps", "seconds"), flush=True)  # fmt: skip
+        print(
+            LINE.format(
+                "run".ljust(len(str(todo[0].folder))),
+                "level",
+                "weights",
+                "accuracy",
+                "test loss",
+                "train loss",
+                "steps",
+                "seconds",
+            ),
+            flush=True,
+        )
     for group in common.even_groups(todo, args.at_once, device):
         stopped += train_group(group, levels, data, args.save_every, received)
     for run in runs:

@@ -30,7 +30,9 @@ def select_balanced(values: np.ndarray, labels: np.ndarray, classes: int, size: 
     return take_first([order[labels[order] == c] for c in range(classes)], size, np.arange(classes))
 
 
-def select_random(labels: np.ndarray, classes: int, size: int, seed: int, balanced=True) -> np.ndarray:
+def select_random(
+    labels: np.ndarray, classes: int, size: int, seed: int, balanced=True
+) -> np.ndarray:
     """Random examples, [M] int64, the same number of every class; the remainder to randomly drawn classes.
 
     One order of the classes and one permutation of each class depend on the seed alone, and a subset takes
@@ -62,7 +64,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--size", type=common.COUNT, required=True, help="M, examples to choose")
     add("--scores", type=Path, help="scores.npy, for easy and hard")
     add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
-    add("--seed", type=common.SEED, default=0, help="replicate; matters for random only (default: 0)")
+    add(
+        "--seed",
+        type=common.SEED,
+        default=0,
+        help="replicate; matters for random only (default: 0)",
+    )
     add("--out", type=Path, required=True, help="subset.npy to write")
     common.add_place_flags(parser, device=False)
     args = parser.parse_args(argv)
@@ -79,19 +86,33 @@ def main(argv: list[str] | None = None) -> None:
     data = common.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
     clean, classes = data.labels.numpy(), len(data.classes)
     if args.size > len(clean):
-        raise InputError(f"--size must be at most the {len(clean)} training examples, not {args.size}")
+        raise InputError(
+            f"--size must be at most the {len(clean)} training examples, not {args.size}"
+        )
     scores, sidecar = None, {}
     if args.scores:
         scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, classes, **noise)
-    config = names | noise | {
-        "fingerprint": data.fingerprint, "select": args.select, "size": args.size, "class_balanced": balanced,
-        "seed": args.seed if random else None, "score": None if random else sidecar.get("select", "unnamed"),
-        "scores_sha256": None if random else common.sha256(scores.tobytes()),
-    }  # fmt: skip
-    held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
-        args.out, np.int64, (args.size,), data.fingerprint)[1])  # fmt: skip
+    config = (
+        names
+        | noise
+        | {
+            "fingerprint": data.fingerprint,
+            "select": args.select,
+            "size": args.size,
+            "class_balanced": balanced,
+            "seed": args.seed if random else None,
+            "score": None if random else sidecar.get("select", "unnamed"),
+            "scores_sha256": None if random else common.sha256(scores.tobytes()),
+        }
+    )
+    held = common.open_output(
+        args,
+        args.out.with_suffix(".lock"),
+        config,
+        lambda: common.load_array(args.out, np.int64, (args.size,), data.fingerprint)[1],
+    )
     if not held:
         return
     if random:
@@ -102,15 +123,23 @@ def main(argv: list[str] | None = None) -> None:
         subset = select(RULES[args.select](scores), args.size)
     common.save_array(args.out, subset, config | {"made_by": common.made_by(torch.device("cpu"))})
     counts = np.bincount(labels[subset], minlength=classes)
-    print("examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts)))
+    print(
+        "examples per class: "
+        + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts))
+    )
     lacking = (counts == 0).sum()
     if not balanced and (lacking or 2 * counts.max() > args.size):
-        print(f"warning: {counts.max()} of {args.size} examples are {data.classes[counts.argmax()]}, "
-              f"{lacking} of {classes} classes have none: --class-balanced takes the same number of every "
-              "class", file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: {counts.max()} of {args.size} examples are {data.classes[counts.argmax()]}, "
+            f"{lacking} of {classes} classes have none: --class-balanced takes the same number of every "
+            "class",
+            file=sys.stderr,
+        )
     if noise["label_noise"]:
         wrong = labels != clean
-        print(f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all examples")
+        print(
+            f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all examples"
+        )
     print(args.out)
 
 

@@ -34,10 +34,22 @@ from common import InputError
 
 # The subset size of figure 2 (and of the demonstration). CIFAR-10's is our reading of the published curves:
 # 3200 loses least where it loses most, 12800 on average.
-SIZE_OF_FIGURE_2 = {"cifar10": 3200, "cifar100": 2048, "cinic10": 51200, "cifar10-small": 3200, "digits": 256}
+SIZE_OF_FIGURE_2 = {
+    "cifar10": 3200,
+    "cifar100": 2048,
+    "cinic10": 51200,
+    "cifar10-small": 3200,
+    "digits": 256,
+}
 SIZE_OF_FIGURE_3 = {"cifar10": 2048, "cifar10-small": 3200, "digits": 256}  # under label noise
 LEVELS_OF_FIGURE_4 = (8, 10, 12)
-KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")  # of a curve, beside its name
+KEY = (
+    "scheme",
+    "subset_size",
+    "rewind_step",
+    "label_noise",
+    "pretrain_lr",
+)  # of a curve, beside its name
 NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
 HASHES = ("subset_sha256", "fingerprint", "test_set_sha256")
 # what a level file says beside what decides its results, and hashes of what is each replicate's own
@@ -58,16 +70,23 @@ OTHER_STYLE = dict(linestyle=":", marker="s", markersize=4)
 OTHER_COLORS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # other steps, other schemes
 OTHER_LINES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))  # of further curves of one look
 GREY = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1)
-THIN = dict(marker=None, linewidth=0.7, zorder=1.5)  # the published curve, or what chance gives, behind one
+THIN = dict(
+    marker=None, linewidth=0.7, zorder=1.5
+)  # the published curve, or what chance gives, behind one
 ACCURACY, WEIGHTS = "test accuracy (%)", "weights remaining (%)"
 # (least and most label noise, A, B, what the paper says of A against B): its section 3, about figures 2 and 3
 STATEMENTS = (
-    (0, 0, "t*/2", "t*", "worse"), (0, 0, "init", "t*/2", "worse"), (0, 0, "random", "t*/2", "no worse"),
-    (0, 0, "easy", "t*", "no worse"), (0, 0, "hard", "t*/2", "worse"), (0, 0, "hard", "random", "worse"),
+    (0, 0, "t*/2", "t*", "worse"),
+    (0, 0, "init", "t*/2", "worse"),
+    (0, 0, "random", "t*/2", "no worse"),
+    (0, 0, "easy", "t*", "no worse"),
+    (0, 0, "hard", "t*/2", "worse"),
+    (0, 0, "hard", "random", "worse"),
     *((0.01, 1, "easy", other, "better") for other in ("t*", "t*/2", "init", "random")),
-    (0.5, 1, "init", "t*", "no worse"), (0.5, 1, "init", "t*/2", "no worse"),
+    (0.5, 1, "init", "t*", "no worse"),
+    (0.5, 1, "init", "t*/2", "no worse"),
     (0.5, 1, "random", "init", "no better"),
-)  # fmt: skip
+)
 
 
 # ------------------------------------------------------------ curve
@@ -91,20 +110,31 @@ class Curve:
         # init, all, random, easy, hard or custom; examples or None; steps; share of random labels; their rate
         self.key = tuple(self.settings[key] for key in KEY)
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
-        usual = common.PRESETS.get(self.settings["preset"], {}) | {"noise_seed": 0, "criterion": "magnitude"}
+        usual = common.PRESETS.get(self.settings["preset"], {}) | {
+            "noise_seed": 0,
+            "criterion": "magnitude",
+        }
         usual["class_balanced"] = self.scheme == "random"
         usual["score"] = None if self.scheme in ("all", "init", "random", "custom") else "el2n"
         usual |= NO_PRETRAINING if self.scheme == "init" else {}
-        asked = {key: v for key, v in self.settings.items() if key not in NOT_IN_PRESETS and v is not None}
+        asked = {
+            key: v
+            for key, v in self.settings.items()
+            if key not in NOT_IN_PRESETS and v is not None
+        }
         # what a run has otherwise than its preset, or beside it
         self.departs = {key: v for key, v in asked.items() if v != usual.get(key)}
         self.pruned = {key: v for key, v in self.settings.items() if key not in common.PRETRAINING}
-        self.masks = self.settings.get("masks")  # the starting point whose masks it has; None: its own
+        self.masks = self.settings.get(
+            "masks"
+        )  # the starting point whose masks it has; None: its own
 
     @property
     def name(self) -> str:
         who = "all data" if self.size is None else f"{self.scheme} {self.size}"
-        return ("no pre-training" if self.scheme == "init" else f"{who}, {self.step} steps") + self.variant
+        return (
+            "no pre-training" if self.scheme == "init" else f"{who}, {self.step} steps"
+        ) + self.variant
 
     @cached_property
     def levels(self) -> list[np.ndarray]:
@@ -118,7 +148,9 @@ class Curve:
 
     def over(self, first: int, last: int) -> dict:
         """{seed: mean accuracy over levels first to last} of the replicates that have them all."""
-        reached = {seed: values for seed, values in self.accuracy.items() if first <= last < len(values)}
+        reached = {
+            seed: values for seed, values in self.accuracy.items() if first <= last < len(values)
+        }
         return {seed: values[first : last + 1].mean() for seed, values in reached.items()}
 
 
@@ -128,22 +160,34 @@ def name_curves(curves: list[Curve]) -> dict:
     A name has scheme, size, steps, and departures that not all share. Curves still called the same say in
     what they differ, and if in nothing but what was drawn, four digits of its hash.
     """
+
     def say(c: Curve, key: str) -> str:
         value = c.settings.get(key)
         if value is None or value is True:
             return f", {key.removeprefix('class_')}" if value else ""
         return f", #{value[:4]}" if key in HASHES else f", {key}={value}"
 
-    differ = {key for a in curves for b in curves for key in {*a.settings} - {*KEY}
-              if a.settings[key] != b.settings.get(key)}  # fmt: skip
+    differ = {
+        key
+        for a in curves
+        for b in curves
+        for key in {*a.settings} - {*KEY}
+        if a.settings[key] != b.settings.get(key)
+    }
     for c in curves:
         c.variant = "".join(say(c, key) for key in c.departs if key in differ)
     for c, same in [(c, [o for o in curves if (o.key, o.name) == (c.key, c.name)]) for c in curves]:
-        keys = [k for k in sorted(differ) if any(o.settings.get(k) != c.settings.get(k) for o in same)]
+        keys = [
+            k for k in sorted(differ) if any(o.settings.get(k) != c.settings.get(k) for o in same)
+        ]
         keys = [k for k in keys if k not in HASHES] or keys
         c.variant += "".join(say(c, key) for key in keys)
-    return {key: value for c in curves for key, value in c.departs.items() if key not in differ
-            and all(o.settings[key] == value for o in curves if o.step)}  # fmt: skip
+    return {
+        key: value
+        for c in curves
+        for key, value in c.departs.items()
+        if key not in differ and all(o.settings[key] == value for o in curves if o.step)
+    }
 
 
 def deviation(values: np.ndarray) -> float:
@@ -163,11 +207,15 @@ def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarra
         level, remaining, accuracy = np.array(drawn).T
         if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
             raise ValueError("a level is missing, or a number")
-    for file in sorted(folder.glob("level*.safetensors"))[:1]:  # the others need not be copied along
+    for file in sorted(folder.glob("level*.safetensors"))[
+        :1
+    ]:  # the others need not be copied along
         info = common.load_info(file)
         with common.reading(file):
             if info["row"] != rows[info["row"]["level"]]:
-                raise InputError(f"{path}: its level {info['row']['level']} is not that of {file.name}")
+                raise InputError(
+                    f"{path}: its level {info['row']['level']} is not that of {file.name}"
+                )
             return *replicate(info), info["recipe"]["subset_sha256"], remaining, 100 * accuracy
     raise InputError(f"{path}: no level file beside it says what was trained")
 
@@ -200,7 +248,9 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
             c.accuracy[seed], c.folders[seed] = accuracy, path.parent
             c.subsets.add(subset)
     if reordered:
-        print(f"note: {reordered} runs under a batch order of their own are for --figure barrier alone")
+        print(
+            f"note: {reordered} runs under a batch order of their own are for --figure barrier alone"
+        )
     for path in sorted(root.rglob("diverged.json")):
         with common.reading(path):
             told = json.loads(path.read_text())
@@ -208,15 +258,21 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
             where = "pre-training" if told["level"] is None else f"level {told['level']}"
             where = f"diverged in {where}, step {told['step']}"
         print(f"note: {path.parent} {where}")
-        for c in found.values():  # of pre-training that diverged, the settings of imp.py are not known
+        for (
+            c
+        ) in found.values():  # of pre-training that diverged, the settings of imp.py are not known
             if shared.items() <= c.settings.items():
                 c.diverged[seed] = where
     pictures = {}
     for c in (c for c in found.values() if c.accuracy):
         preset, dataset = (f"{c.settings.get(k)}" for k in ("preset", "dataset"))
         usual = common.PRESETS.get(preset, {}).get("dataset")
-        images = common.sha256(*(f"{c.settings.get(k)}".encode() for k in ("fingerprint", "test_set_sha256")))
-        pictures.setdefault((preset if dataset == usual else f"{preset}-{dataset}", images), []).append(c)
+        images = common.sha256(
+            *(f"{c.settings.get(k)}".encode() for k in ("fingerprint", "test_set_sha256"))
+        )
+        pictures.setdefault(
+            (preset if dataset == usual else f"{preset}-{dataset}", images), []
+        ).append(c)
         if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
             print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
     if not pictures:
@@ -225,8 +281,10 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     for (name, images), curves in sorted(pictures.items()):
         name = re.sub(r"[^\w-]", "_", name + (f"-{images[:4]}" if names.count(name) > 1 else ""))
         usual, named[name] = common.PRESETS.get(curves[0].settings["preset"], {}), curves
-        if shared := [f"{k} {v}" + (f" (preset: {usual[k]})" if k in usual else "")
-                      for k, v in name_curves(curves).items()]:  # fmt: skip
+        if shared := [
+            f"{k} {v}" + (f" (preset: {usual[k]})" if k in usual else "")
+            for k, v in name_curves(curves).items()
+        ]:
             print(f"note: {name} departs from the paper's setting: {'; '.join(shared)}")
     return named
 
@@ -243,9 +301,14 @@ def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
         for c in json.loads(path.read_text())["curves"]:
             if c["scheme"] == "dense":
                 continue
-            preset, z = common.PRESETS[c["dataset"]], np.arange(c["replicates"]) - (c["replicates"] - 1) / 2
+            preset, z = (
+                common.PRESETS[c["dataset"]],
+                np.arange(c["replicates"]) - (c["replicates"] - 1) / 2,
+            )
             levels = slice(1 + max(preset["levels"], last))
-            remaining, mean, std = (np.array(c[key][levels]) for key in ("weights_remaining", "mean", "std"))
+            remaining, mean, std = (
+                np.array(c[key][levels]) for key in ("weights_remaining", "mean", "std")
+            )
             settings = {"preset": c["dataset"], "pretrain_lr": preset["pretrain_lr"]}
             settings |= {key: c[key] for key in KEY[:4]} if c["rewind_step"] else NO_PRETRAINING
             replicates = enumerate(100 * (mean + std * (z / z.std())[:, None]))
@@ -276,12 +339,18 @@ class Panel:
         self.remaining = max((c.remaining for c in self.curves), key=len)
         self.whole = [c for c in self.curves if self.role(c) == "t*"]  # all data for t* steps
         named = 100 * self.remaining[:: 3 if len(self.remaining) > 6 else 1]
-        self.ticks = {weights: f"{weights:.3g}" for weights in named}  # of an axis of weights remaining
+        self.ticks = {
+            weights: f"{weights:.3g}" for weights in named
+        }  # of an axis of weights remaining
 
     def role(self, c: Curve) -> str:
         """t*, t*/2, init, other (steps on all data), or the scheme of a subset, balanced if easy."""
         if c.size is not None:
-            return "easy, balanced" if c.scheme == "easy" and c.settings.get("class_balanced") else c.scheme
+            return (
+                "easy, balanced"
+                if c.scheme == "easy" and c.settings.get("class_balanced")
+                else c.scheme
+            )
         return {self.t_star: "t*", self.t_star / 2: "t*/2", 0: "init"}.get(c.step, "other")
 
     def reference(self, c: Curve) -> Curve | None:
@@ -296,7 +365,9 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
     """One for each label noise, rate and steps of subsets; one for each rate with more steps on all data."""
     curves = [c for c in curves if not c.masks]
     if not curves:
-        raise InputError("every run is under the masks of another; name a folder that has those too")
+        raise InputError(
+            "every run is under the masks of another; name a folder that has those too"
+        )
     t_star = common.PRESETS.get(preset, {}).get("t_star")
     keys = sorted({(c.noise, c.rate, c.step) for c in curves if c.size is not None})
     with_subsets = {(noise, rate, n * step) for noise, rate, step in keys for n in (1, 2)}
@@ -315,7 +386,9 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
         title = [f"{step} steps"] if step else []
         title += [f"pre-training rate {rate}"] if len(rates) > 1 or not step else []
         title += [f"{noise:.0%} random labels"] if noise else []
-        claimed = (SIZE_OF_FIGURE_3 if noise else SIZE_OF_FIGURE_2).get(preset) if top == t_star else None
+        claimed = (
+            (SIZE_OF_FIGURE_3 if noise else SIZE_OF_FIGURE_2).get(preset) if top == t_star else None
+        )
         panels.append(Panel(noise, rate, step, top, whole + subsets, ", ".join(title), claimed))
     return panels
 
@@ -339,7 +412,9 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
         shown = [own, *(c for c in curves if c.pruned | {"shuffled": None} == wanted)]
         t_star = max(c.step if c.size is None else 2 * c.step for c in shown)
         if shown[1:]:
-            panels.append(Panel(own.noise, own.rate, None, t_star, shown, f"masks of {own.name}", None))
+            panels.append(
+                Panel(own.noise, own.rate, None, t_star, shown, f"masks of {own.name}", None)
+            )
     return panels
 
 
@@ -386,12 +461,17 @@ def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comp
     last = deepest if last is None else min(last, deepest)
     of_a, of_b = a.over(first, last), b.over(first, last)
     paired = [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
-    samples, replicates = [[*of_a.values()], [-b for b in of_b.values()]], f"{len(of_a)} and {len(of_b)}"
+    samples, replicates = (
+        [[*of_a.values()], [-b for b in of_b.values()]],
+        f"{len(of_a)} and {len(of_b)}",
+    )
     if paired and len(paired) >= min(3, len(of_a), len(of_b)):
         samples, replicates = [paired], f"{len(paired)} paired"
-    lacking = [f"{who}'s seed {seed}: {c.diverged.get(seed, 'unfinished')}"
-               for who, c, of in (("A", a, of_a), ("B", b, of_b))
-               for seed in sorted({*c.accuracy, *c.diverged} - {*of})]  # fmt: skip
+    lacking = [
+        f"{who}'s seed {seed}: {c.diverged.get(seed, 'unfinished')}"
+        for who, c, of in (("A", a, of_a), ("B", b, of_b))
+        for seed in sorted({*c.accuracy, *c.diverged} - {*of})
+    ]
     n, difference, half = np.array([*map(len, samples)]), np.nan, np.nan
     if n.min() > 0:
         difference = sum(map(np.mean, samples))
@@ -419,8 +499,18 @@ def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
     It must over the sparsest third too, where a mean can hide a collapse; needing both needs no correction.
     """
     found, sparse = verdict(d, margin), verdict(d.sparse, margin)
-    dominates = True if min(d.low, d.sparse.low) > -margin else False if "worse" in (found, sparse) else None
-    but = [f"{sparse} at levels {span(d.sparse)}"] if d.sparse.low <= -margin and sparse != found else []
+    dominates = (
+        True
+        if min(d.low, d.sparse.low) > -margin
+        else False
+        if "worse" in (found, sparse)
+        else None
+    )
+    but = (
+        [f"{sparse} at levels {span(d.sparse)}"]
+        if d.sparse.low <= -margin and sparse != found
+        else []
+    )
     weights = " ".join(f"{d.a.remaining[e.first]:.1%}" for e in d.each if e.high < -margin)
     but += [f"worse at {weights}"] if weights else []
     return found + (f", but {' and '.join(but)}" if but and found != "worse" else ""), dominates
@@ -432,10 +522,12 @@ def the_paper_says(panel: Panel, d: Comparison, margin: float) -> str:
     for least, most, role_a, role_b, said in STATEMENTS if panel.claimed and plain else ():
         if least <= panel.noise <= most and (role_a, role_b) == (panel.role(d.a), panel.role(d.b)):
             _, dominates = full_verdict(d, margin)
-            true, false = {"better": (dominates and d.low > 0, d.high < 0),
-                           "no worse": (dominates, dominates is False),
-                           "worse": (d.high < 0, d.low > 0),
-                           "no better": (d.high < margin, d.low > 0)}[said]  # fmt: skip
+            true, false = {
+                "better": (dominates and d.low > 0, d.high < 0),
+                "no worse": (dominates, dominates is False),
+                "worse": (d.high < 0, d.low > 0),
+                "no better": (d.high < margin, d.low > 0),
+            }[said]
             return f"{said}: {'supported' if true else 'contradicted' if false else 'undecided'}"
     return ""
 
@@ -445,13 +537,18 @@ def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison
 
     Subsets of different sizes are not compared, and ours only with the published curve of the same setting.
     """
-    pairs = [(a, b) for b, a in itertools.combinations(panel.curves, 2)
-             if (None in (a.size, b.size) or a.size == b.size)
-             # the paper draws its CIFAR-10 runs on all data for 200 steps as 25600 random examples too
-             and not (a.published and np.array_equal(a.mean, b.mean))]  # fmt: skip
+    pairs = [
+        (a, b)
+        for b, a in itertools.combinations(panel.curves, 2)
+        if (None in (a.size, b.size) or a.size == b.size)
+        # the paper draws its CIFAR-10 runs on all data for 200 steps as 25600 random examples too
+        and not (a.published and np.array_equal(a.mean, b.mean))
+    ]
     pairs.sort(key=lambda pair: pair[1] is not panel.reference(pair[0]))
     pairs += [(c, c.twin) for c in panel.curves if c.twin]
-    compared = [d for d in (compare(a, b, first, last) for a, b in pairs) if not np.isnan(d.difference)]
+    compared = [
+        d for d in (compare(a, b, first, last) for a, b in pairs) if not np.isnan(d.difference)
+    ]
     for d in compared:
         d.each = [compare(d.a, d.b, n, n) for n in range(d.first, d.last + 1)]
         d.sparse = compare(d.a, d.b, d.last + 1 - math.ceil(len(d.each) / 3), d.last)
@@ -472,7 +569,9 @@ class Picture:
     ticks: dict | None = None  # {x: its label} of a logarithmic axis; None: a linear one
 
 
-def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False) -> list:
+def draw_page(
+    path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False
+) -> list:
     """Pictures side by side, as png and pdf; unless apart, of one vertical range."""
     import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
 
@@ -501,8 +600,14 @@ def draw_page(path: Path, pictures: list[Picture], note: str, columns: int = 4, 
             if [*p.ticks] != sorted(p.ticks):  # from dense to sparse
                 ax.invert_xaxis()
         ax.grid(alpha=0.25, linewidth=0.5)
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, frameon=False,
-                  handlelength=3.2)  # fmt: skip
+        ax.legend(
+            fontsize=8,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            borderaxespad=4.5,
+            frameon=False,
+            handlelength=3.2,
+        )
     page.suptitle(f"{path.name}\n{note}", fontsize=11)
     paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
     for target in paths:
@@ -517,14 +622,20 @@ def draw_figure(figure: str | None, panels: list[Panel], margin: float, path: Pa
     thin = "; thin: published" if any(c.twin for p in panels for c in p.curves) else ""
     note = f"band: one sample std. deviation{thin}"
     if figure == "4":
-        pictures = [by_size(p, level) for p in panels
-                    for level in [n for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)]
-                    or [len(p.remaining) - 1]]  # fmt: skip
+        pictures = [
+            by_size(p, level)
+            for p in panels
+            for level in [n for n in LEVELS_OF_FIGURE_4 if n < len(p.remaining)]
+            or [len(p.remaining) - 1]
+        ]
         return draw_page(path, pictures, note, columns=3, apart=True)
     if figure == "controls":
         return draw_page(path, [by_level(p, p.title) for p in panels], note)
-    cells = [(p.only(size), f"{size} examples, {p.title}" if size else f"all data, {p.title}")
-             for p in panels for size in p.sizes or [None]]  # fmt: skip
+    cells = [
+        (p.only(size), f"{size} examples, {p.title}" if size else f"all data, {p.title}")
+        for p in panels
+        for size in p.sizes or [None]
+    ]
     if figure == "difference":
         pictures = [differences(p, title, margin) for p, title in cells]
         return draw_page(path, pictures, "bands: 95% intervals; grey: the margin")
@@ -549,7 +660,9 @@ def by_level(panel: Panel, title: str, ylabel: str = ACCURACY) -> Picture:
         label = f"{c.name} (n={'/'.join(map(str, np.unique(c.n)))})"  # 2/3: not all have reached every level
         lines.append((label, style(c, panel), 100 * c.remaining, c.mean, c.std))
         if c.twin:
-            lines.append((f"_{label}", style(c, panel) | THIN, 100 * c.twin.remaining, c.twin.mean, 0))
+            lines.append(
+                (f"_{label}", style(c, panel) | THIN, 100 * c.twin.remaining, c.twin.mean, 0)
+            )
     return Picture(lines, title, WEIGHTS, ylabel, panel.ticks)
 
 
@@ -565,7 +678,9 @@ def differences(panel: Panel, title: str, margin: float) -> Picture:
             mean, high = np.array([(d.difference, d.high) for d in each]).T
             label = f"{c.name} (n={each[0].replicates})"
             lines.append((label, style(c, panel), 100 * c.remaining[levels], mean, high - mean))
-    return Picture(lines, title, WEIGHTS, "accuracy minus that of all data for t* steps", panel.ticks)
+    return Picture(
+        lines, title, WEIGHTS, "accuracy minus that of all data for t* steps", panel.ticks
+    )
 
 
 def by_size(panel: Panel, level: int) -> Picture:
@@ -582,27 +697,60 @@ def by_size(panel: Panel, level: int) -> Picture:
         x, mean, half, n = np.array(points).T
         lines.append((f"{name} (n={n.max():.0f})", look, x, mean, half))
     title = f"level {level}, {panel.remaining[level]:.1%} of weights, {panel.title}"
-    return Picture(lines, title, "examples in the subset", ticks={size: size for size in panel.sizes})
+    return Picture(
+        lines, title, "examples in the subset", ticks={size: size for size in panel.sizes}
+    )
 
 
 # ------------------------------------------------------------ tables
 
-SUMMARY = ("experiment", "source", "curve", *KEY, "level", "weights_remaining", "replicates", "mean", "std")
-VERDICTS = ("experiment", "label_noise", "pretrain_lr", "a", "b", "first_level", "last_level", "replicates",
-            "without", "difference", "low", "high", "margin_needed", "verdict", "dominates")  # fmt: skip
+SUMMARY = (
+    "experiment",
+    "source",
+    "curve",
+    *KEY,
+    "level",
+    "weights_remaining",
+    "replicates",
+    "mean",
+    "std",
+)
+VERDICTS = (
+    "experiment",
+    "label_noise",
+    "pretrain_lr",
+    "a",
+    "b",
+    "first_level",
+    "last_level",
+    "replicates",
+    "without",
+    "difference",
+    "low",
+    "high",
+    "margin_needed",
+    "verdict",
+    "dominates",
+)
 
 
 def table(title: str, rows: list[list]) -> str:
     """A Markdown table, aligned so that a terminal shows it well; the first row is the head."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [" | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    lines = [
+        " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
     rule = "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])])
-    return "\n".join([f"\n{title}\n", f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
+    return "\n".join(
+        [f"\n{title}\n", f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
+    )
 
 
 def spread(values: np.ndarray) -> str:
-    return (f"{values.mean():.2f} ± {deviation(values):.2f}" if len(values) else "").replace(" ± nan", "")
+    return (f"{values.mean():.2f} ± {deviation(values):.2f}" if len(values) else "").replace(
+        " ± nan", ""
+    )
 
 
 def accuracy_table(head: str, panel: Panel) -> str:
@@ -619,23 +767,54 @@ def accuracy_table(head: str, panel: Panel) -> str:
 
 def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: float) -> str:
     """What is matching, the effect of one setting, and of what the paper or its runs say; "" of nothing."""
-    rows = [["A", "B", "A - B", "95% interval", "n", "levels", "A is", "margin needed", "worst level",
-             "the paper says", "without"]]  # fmt: skip
+    rows = [
+        [
+            "A",
+            "B",
+            "A - B",
+            "95% interval",
+            "n",
+            "levels",
+            "A is",
+            "margin needed",
+            "worst level",
+            "the paper says",
+            "without",
+        ]
+    ]
     for d in compared:
-        who, said, matching = d.a.name, the_paper_says(panel, d, margin), d.b is panel.reference(d.a)
+        who, said, matching = (
+            d.a.name,
+            the_paper_says(panel, d, margin),
+            d.b is panel.reference(d.a),
+        )
         if not (matching or said or d.b is d.a.twin or d.a.key == d.b.key or d.a.masks):
             continue
         found, dominates = full_verdict(d, margin)
         if matching:
             same = [o for o in compared if o.b is d.b and panel.role(o.a) == panel.role(d.a)]
-            if len({o.a.size for o in same}) > 1 and d.difference == max(o.difference for o in same):
+            if len({o.a.size for o in same}) > 1 and d.difference == max(
+                o.difference for o in same
+            ):
                 who += f" (best of {len(same)} sizes on these results)"
             found += {True: ": matching", False: ": not matching", None: ""}[dominates]
         worst = min(d.each, key=lambda e: e.difference)
         interval = "none" if np.isnan(d.low) else f"{d.low:+.2f} to {d.high:+.2f}"
-        rows.append([who, d.b.name, f"{d.difference:+.2f}", interval, d.replicates, span(d), found,
-                     f"{margin_needed(d):.2f}".replace("nan", ""), f"{worst.first}: {worst.difference:+.2f}",
-                     said, d.without])  # fmt: skip
+        rows.append(
+            [
+                who,
+                d.b.name,
+                f"{d.difference:+.2f}",
+                interval,
+                d.replicates,
+                span(d),
+                found,
+                f"{margin_needed(d):.2f}".replace("nan", ""),
+                f"{worst.first}: {worst.difference:+.2f}",
+                said,
+                d.without,
+            ]
+        )
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     head += f": accuracy of A minus B in points, mean over levels; margin {margin:g}"
@@ -666,7 +845,11 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
             continue
         if args.levels and first >= max(len(c.remaining) for c in curves):
             raise InputError(f"--levels: {name} has no level {first}")
-        theirs = {c.key: replace(c, variant=" (published)") for c in published.get(preset, []) if args.runs}
+        theirs = {
+            c.key: replace(c, variant=" (published)")
+            for c in published.get(preset, [])
+            if args.runs
+        }
         for c in curves:
             c.twin = None if c.departs else theirs.get(c.key)
         panels, shown = make_panels(curves, preset), []
@@ -675,15 +858,21 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
                 draw = draw_masks if figure == "masks" else draw_barrier
                 paths += draw(name, as_one(panels), args)
                 continue
-            chosen = make_controls(curves) if figure == "controls" else choose(figure, panels, preset)
+            chosen = (
+                make_controls(curves) if figure == "controls" else choose(figure, panels, preset)
+            )
             if chosen:
-                ending = f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
+                ending = (
+                    f"-figure{figure}" if figure in [*"234567"] else f"-{figure}" if figure else ""
+                )
                 paths += draw_figure(figure, chosen, args.margin, args.out / (name + ending))
             else:
                 print(f"note: {name} has nothing for figure {figure}")
             shown += chosen
         # of one panel in several figures, the tables take the one with most sizes
-        shown = {(p.noise, p.rate, p.title): p for p in sorted(shown, key=lambda p: len(p.sizes))}.values()
+        shown = {
+            (p.noise, p.rate, p.title): p for p in sorted(shown, key=lambda p: len(p.sizes))
+        }.values()
         drawn = list(dict.fromkeys(c for p in shown for c in p.curves))
         for c in [*drawn, *(c.twin for c in drawn if c.twin)]:
             of = [name, "paper" if c.published else "runs", c.name, *c.key]
@@ -692,7 +881,17 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         for p in shown:
             head, compared = f"{name}, {p.title}", compare_pairs(p, first, last)
             for d in (d for whole in compared for d in (whole, whole.sparse, *whole.each)):
-                pair = [name, p.noise, p.rate, d.a.name, d.b.name, d.first, d.last, d.replicates, d.without]
+                pair = [
+                    name,
+                    p.noise,
+                    p.rate,
+                    d.a.name,
+                    d.b.name,
+                    d.first,
+                    d.last,
+                    d.replicates,
+                    d.without,
+                ]
                 found = full_verdict(d, args.margin) if d.sparse else (verdict(d, args.margin), "")
                 verdicts.append([*pair, d.difference, d.low, d.high, margin_needed(d), *found])
             tables += [accuracy_table(head, p), verdict_table(head, p, compared, args.margin)]
@@ -704,7 +903,9 @@ def draw_experiments(args: argparse.Namespace) -> list[Path]:
         paths += [common.write_csv(args.out / "verdicts.csv", verdicts), args.out / "summary.md"]
     elif not paths:
         known = ", ".join(sorted({curves[0].settings["preset"] for curves in experiments.values()}))
-        raise InputError(f"nothing of this preset and figure in {args.runs or args.paper}; it has {known}")
+        raise InputError(
+            f"nothing of this preset and figure in {args.runs or args.paper}; it has {known}"
+        )
     return paths
 
 
@@ -721,7 +922,9 @@ OF_A_START = {
 
 def overlap(a: Weights, b: Weights) -> tuple[float, float]:
     """|A and B| / |A or B| of two runs' masks, by layer, and what chance gives at their layer counts."""
-    kept = [(int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in sorted(a.items())]
+    kept = [
+        (int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in sorted(a.items())
+    ]
     total, chance = sum(m + n for m, n, _ in kept), sum(m * n / size for m, n, size in kept)
     both = sum(int((a[name] & b[name]).sum()) for name in a)
     return both / (total - both), chance / (total - chance)
@@ -742,21 +945,29 @@ def error_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> 
 def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> np.ndarray:
     """Loss at the midpoint minus the mean of both ends, of every clean training example: [N], in nats."""
     logits = [common.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)]
-    start, middle, end = (F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits)
+    start, middle, end = (
+        F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits
+    )
     return (middle - (start + end) / 2).cpu().numpy()
 
 
-def barriers(folders: list[Path], settings: dict, data: common.Data) -> tuple[np.ndarray, np.ndarray]:
+def barriers(
+    folders: list[Path], settings: dict, data: common.Data
+) -> tuple[np.ndarray, np.ndarray]:
     """Of two runs: error barriers of the levels at which masks are equal, loss barriers [N] at level 0."""
     errors, device = [], data.labels.device
-    net = common.ResNet(settings["depth"], settings["width"], data.test.shape[3], settings["classes"])
+    net = common.ResNet(
+        settings["depth"], settings["width"], data.test.shape[3], settings["classes"]
+    )
     net.to(device, memory_format=torch.channels_last)
     for files in zip(*(sorted(folder.glob("level*.safetensors")) for folder in folders)):
         tensors = [common.load_tensors(file)[0] for file in files]
         a, b = (common.part(t, "mask") for t in tensors)
         if any(not mask.equal(b[name]) for name, mask in a.items()):
             break
-        a, b = ({name: t.to(device) for name, t in common.part(t, "weight").items()} for t in tensors)
+        a, b = (
+            {name: t.to(device) for name, t in common.part(t, "weight").items()} for t in tensors
+        )
         if not errors:
             examples = loss_barrier(net, a, b, data)
         errors.append(error_barrier(net, a, b, data))
@@ -776,7 +987,9 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
         for seed, folder in c.folders.items():
             files = [folder / f"level{n:02d}.safetensors" for n in range(len(c.accuracy[seed]))]
             found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
-    shapes = {run: {name: mask.shape for name, mask in masks[0].items()} for run, masks in found.items()}
+    shapes = {
+        run: {name: mask.shape for name, mask in masks[0].items()} for run, masks in found.items()
+    }
     for (a, s), (b, t) in itertools.combinations(found, 2):
         if (a is b) == (s == t) or shapes[a, s] != shapes[b, t]:  # of other networks
             continue
@@ -787,8 +1000,10 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
             mine, chance = shown.setdefault(title, {}).setdefault(b, ({}, {}))
             mine[s, t], chance[s, t] = 100 * np.array(each).T
     what = "overlap |A and B| / |A or B| of the masks (%)"
-    pictures = [by_level(replace(panel, curves=[curve_of(c, *both) for c, both in of.items()]), title, what)
-                for title, of in shown.items()]  # fmt: skip
+    pictures = [
+        by_level(replace(panel, curves=[curve_of(c, *both) for c, both in of.items()]), title, what)
+        for title, of in shown.items()
+    ]
     note = "band: one sample std. deviation; thin: chance"
     paths = draw_page(args.out / f"{name}-masks", pictures, note) if pictures else []
     return [*paths, common.write_csv(args.out / f"{name}-masks.csv", rows)]
@@ -796,11 +1011,18 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
 
 def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     """How stable training from a start is: barriers between its networks of two batch orders."""
-    device, settings, again, found = common.resolve_device(args.device), panel.curves[0].settings, {}, {}
+    device, settings, again, found = (
+        common.resolve_device(args.device),
+        panel.curves[0].settings,
+        {},
+        {},
+    )
     data = common.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
     if data.fingerprint != settings["fingerprint"]:
         raise InputError(f"{args.data_dir}: not the images that {name} was trained on")
-    for path in sorted(args.runs.rglob("level00.safetensors")):  # by starting point, its run of another order
+    for path in sorted(
+        args.runs.rglob("level00.safetensors")
+    ):  # by starting point, its run of another order
         info = common.load_info(path)
         if info.get("order_seed") not in (None, info["recipe"]["seed"]):
             again[info["rewind_sha256"]] = path.parent
@@ -816,38 +1038,56 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
     rows = [["curve", "seed", "level", "weights_remaining", "error_barrier", *OF_A_START]]
     for c, each in found.items():
         accuracy = c.over(1, len(panel.remaining) - 1)
-        of = {seed: (b.mean(), (b <= 0).mean(), (b <= 0.01).mean(), accuracy.get(seed, np.nan))
-              for seed, (_, b) in each.items()}  # fmt: skip
-        rows += [[c.name, seed, n, c.remaining[n], error, *(of[seed] if n == 0 else [""] * 4)]
-                 for seed, (errors, _) in each.items() for n, error in enumerate(errors)]  # fmt: skip
+        of = {
+            seed: (b.mean(), (b <= 0).mean(), (b <= 0.01).mean(), accuracy.get(seed, np.nan))
+            for seed, (_, b) in each.items()
+        }
+        rows += [
+            [c.name, seed, n, c.remaining[n], error, *(of[seed] if n == 0 else [""] * 4)]
+            for seed, (errors, _) in each.items()
+            for n, error in enumerate(errors)
+        ]
         lines.append(curve_of(c, {seed: errors for seed, (errors, _) in each.items()}))
         starts.append(np.array([*of.values()]))
         said.append([c.name, len(each), *map(spread, starts[-1].T)])
         paths.append(args.out / f"barrier-{name}-{re.sub('[^A-Za-z0-9_.=-]+', '-', c.name)}.npy")
-        about = {"select": "barrier", "curve": c.name, "starts": len(each), "label_noise": 0.0,
-                 "made_by": common.made_by(device)}  # fmt: skip
+        about = {
+            "select": "barrier",
+            "curve": c.name,
+            "starts": len(each),
+            "label_noise": 0.0,
+            "made_by": common.made_by(device),
+        }
         about |= {key: settings[key] for key in ("preset", "dataset", "fingerprint")}
         score = np.mean([examples for _, examples in each.values()], axis=0)
         common.save_array(paths[-1], score.astype(np.float32), about)
     print(table(f"{name}: one start, two batch orders, level 0", said))
     title = "between networks of two batch orders"
     pictures = [by_level(replace(panel, curves=lines), title, "error barrier (points)")]
-    known = not np.isnan(np.concatenate(starts)[:, 3]).all()  # nothing but the dense networks was trained
+    known = not np.isnan(
+        np.concatenate(starts)[:, 3]
+    ).all()  # nothing but the dense networks was trained
     drawn = [(0, 2), (0, 3), (2, 3)] if known else [(0, 2)]
     pictures += [of_starts(panel, found, starts, x, y) for x, y in drawn]
-    paths += draw_page(args.out / f"{name}-barrier", pictures, "band: one sample std. deviation", apart=True)
+    paths += draw_page(
+        args.out / f"{name}-barrier", pictures, "band: one sample std. deviation", apart=True
+    )
     return [*paths, common.write_csv(args.out / f"{name}-barrier.csv", rows)]
 
 
-def of_starts(panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: int, y: int) -> Picture:
+def of_starts(
+    panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: int, y: int
+) -> Picture:
     """Two columns of OF_A_START against each other: [starts, 4] of every curve, a point for each start."""
     from scipy.stats import spearmanr  # takes half a second
 
     every, what = np.concatenate(starts), [*OF_A_START.values()]
     known = every[~np.isnan(every[:, y])]
     rho = spearmanr(known[:, x], known[:, y]).statistic if len(known) > 1 else np.nan
-    lines = [(c.name, style(c, panel) | {"linestyle": ""}, of[:, x], of[:, y], 0)
-             for c, of in zip(curves, starts)]  # fmt: skip
+    lines = [
+        (c.name, style(c, panel) | {"linestyle": ""}, of[:, x], of[:, y], 0)
+        for c, of in zip(curves, starts)
+    ]
     return Picture(lines, f"{len(known)} starts, rank correlation {rho:+.2f}", what[x], what[y])
 
 
@@ -858,21 +1098,53 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
-    add("--figure", nargs="+", choices=[*"234567", "difference", "controls", "masks", "barrier"], metavar="F",
-        help="2 to 7 of the paper; difference, controls, masks, barrier (default: every panel there is)")
-    add("--paper", type=Path, metavar="JSON", help="paper_curves.json: its curves behind yours, or alone")
+    add(
+        "--figure",
+        nargs="+",
+        choices=[*"234567", "difference", "controls", "masks", "barrier"],
+        metavar="F",
+        help="2 to 7 of the paper; difference, controls, masks, barrier (default: every panel there is)",
+    )
+    add(
+        "--paper",
+        type=Path,
+        metavar="JSON",
+        help="paper_curves.json: its curves behind yours, or alone",
+    )
     add("--preset", choices=common.PRESETS, help="only the experiments of this one")
-    add("--margin", type=common.within("[0, 100]"), default=0.5, help="'no worse' may lose, points (0.5)")
-    add("--levels", type=int, nargs=2, metavar=("FIRST", "LAST"), help="of the verdicts (1 to the deepest)")
-    add("--data-dir", type=Path, default=Path("data"), help="for barrier: folder of the images (data)")
-    add("--device", default="auto", help="for barrier: auto, cpu, cuda or cuda:i (default: a GPU if any)")
+    add(
+        "--margin",
+        type=common.within("[0, 100]"),
+        default=0.5,
+        help="'no worse' may lose, points (0.5)",
+    )
+    add(
+        "--levels",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="of the verdicts (1 to the deepest)",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="for barrier: folder of the images (data)",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="for barrier: auto, cpu, cuda or cuda:i (default: a GPU if any)",
+    )
     add("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
     args = parser.parse_args(argv)
     args.figure = list(dict.fromkeys(args.figure or [None]))
     if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
         raise InputError("--levels must be FIRST <= LAST, from 0")
     if not args.runs and (not args.paper or {*args.figure} & {"controls", "masks", "barrier"}):
-        raise InputError("a folder with runs is needed, or --paper to draw the published curves alone")
+        raise InputError(
+            "a folder with runs is needed, or --paper to draw the published curves alone"
+        )
     with common.reading(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):

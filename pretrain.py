@@ -23,8 +23,17 @@ def main(argv: list[str] | None = None) -> None:
     common.add_training_flags(parser)
     add("--subset", type=Path, help="subset.npy (default: all training examples)")
     whole = common.within("[0, inf)", int)
-    add("--steps", type=whole, help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})")
-    add("--seed", type=common.SEED, default=0, help="replicate: fixes w_0 and the data order (default: 0)")
+    add(
+        "--steps",
+        type=whole,
+        help=f"t_r, optimizer steps; 0 saves w_0 ({common.defaults('t_star')})",
+    )
+    add(
+        "--seed",
+        type=common.SEED,
+        default=0,
+        help="replicate: fixes w_0 and the data order (default: 0)",
+    )
     add("--out", type=Path, required=True, help="rewind.safetensors to write")
     common.add_place_flags(parser)
     args = parser.parse_args(argv)
@@ -33,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     recipe = common.resolve_recipe(args, device)
     steps = common.PRESETS[recipe["preset"]]["t_star"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
-        raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
+        raise InputError(
+            f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}"
+        )
     common.check_output(args.out, ".safetensors")
     if common.OF_IMP.fullmatch(args.out.name):
         raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
@@ -46,31 +57,52 @@ def main(argv: list[str] | None = None) -> None:
         if not len(subset):
             raise InputError(f"{args.subset}: holds no index")
         for index in subset[(subset < 0) | (subset >= len(clean))]:
-            raise InputError(f"{args.subset}: index {index}, but there are {len(clean)} training examples")
+            raise InputError(
+                f"{args.subset}: index {index}, but there are {len(clean)} training examples"
+            )
         if (np.diff(subset) <= 0).any():
             raise InputError(f"{args.subset}: is not ascending, or holds an index twice")
     noise = common.resolve_noise(args, sidecar)
     labels = common.noisy_labels(clean, len(data.classes), **noise)
     recipe |= noise | {
-        "fingerprint": data.fingerprint, "classes": len(data.classes), "rewind_step": steps,
-        "seed": args.seed, "scheme": "all" if subset is None else sidecar.get("select", "custom"),
-        "score": sidecar.get("score"), "class_balanced": sidecar.get("class_balanced"),
+        "fingerprint": data.fingerprint,
+        "classes": len(data.classes),
+        "rewind_step": steps,
+        "seed": args.seed,
+        "scheme": "all" if subset is None else sidecar.get("select", "custom"),
+        "score": sidecar.get("score"),
+        "class_balanced": sidecar.get("class_balanced"),
         "subset_size": None if subset is None else len(subset),
         "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
-    }  # fmt: skip
-    held = common.open_output(args, args.out.parent / ".lock", recipe, lambda: common.check_recipe(
-        args.out, common.load_tensors(args.out)[1]))  # fmt: skip
+    }
+    held = common.open_output(
+        args,
+        args.out.parent / ".lock",
+        recipe,
+        lambda: common.check_recipe(args.out, common.load_tensors(args.out)[1]),
+    )
     if not held:
         return
     member = common.Member("pre-training", recipe, data, args.seed)
-    group = common.Group([member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset)
+    group = common.Group(
+        [member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset
+    )
     for _ in common.train(group, steps, peak=recipe["pretrain_lr"]):
         pass
     accuracy, loss = common.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
-        common.save_divergence(args.out.parent, recipe=recipe, settings={}, level=None, step=member.step)
-        raise common.Failure(f"the loss is not finite at step {member.step}: try a lower --pretrain-lr")
-    info = {"recipe": recipe, "test_accuracy": accuracy, "test_loss": loss, "made_by": common.made_by(device)}
+        common.save_divergence(
+            args.out.parent, recipe=recipe, settings={}, level=None, step=member.step
+        )
+        raise common.Failure(
+            f"the loss is not finite at step {member.step}: try a lower --pretrain-lr"
+        )
+    info = {
+        "recipe": recipe,
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "made_by": common.made_by(device),
+    }
     common.save_tensors(args.out, member.net.state_dict(), info)
     (args.out.parent / "diverged.json").unlink(missing_ok=True)
     what = f"{recipe['scheme']}, {len(group.subset)} examples"

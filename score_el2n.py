@@ -39,19 +39,34 @@ def reliability(networks: np.ndarray) -> tuple[float, float, float, float]:
     halves = np.stack([networks[: k // 2].mean(0), networks[k // 2 :].mean(0)])
     between = float(np.corrcoef(rankdata(halves, axis=1))[0, 1])
     easiest = [np.argsort(half, kind="stable")[: max(1, n // 10)] for half in halves]
-    return rho, k * rho / (1 + (k - 1) * rho), between, len(np.intersect1d(*easiest)) / len(easiest[0])
+    return (
+        rho,
+        k * rho / (1 + (k - 1) * rho),
+        between,
+        len(np.intersect1d(*easiest)) / len(easiest[0]),
+    )
 
 
-def score_missing(scored: dict[str, Tensor], path: Path, config: dict, data: common.Data, labels: Tensor,
-                  at_once: int | None) -> list[str]:  # fmt: skip
+def score_missing(
+    scored: dict[str, Tensor],
+    path: Path,
+    config: dict,
+    data: common.Data,
+    labels: Tensor,
+    at_once: int | None,
+) -> list[str]:
     """Train and score the networks not in scored {number: [N]}, saving each; returns those that failed."""
     received, failed = [], []
     common.on_signals(received)
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
     for share in common.even_groups(todo, at_once, labels.device):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
-        seeds = [int(common.rng(common.SCORING, config["seed"], k).integers(2**32, 2**63)) for k in share]
-        members = [common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)]
+        seeds = [
+            int(common.rng(common.SCORING, config["seed"], k).integers(2**32, 2**63)) for k in share
+        ]
+        members = [
+            common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)
+        ]
         group = common.Group(members, data, config, labels=labels)
         for _ in common.train(group, config["steps"], peak=config["lr"]):
             if received:
@@ -64,8 +79,11 @@ def score_missing(scored: dict[str, Tensor], path: Path, config: dict, data: com
             scored[str(k + 1)] = scores.cpu()
             common.save_tensors(path, scored, config)
             accuracy, _ = common.evaluate(member.net, data)
-            print(f"network {k + 1:3d} of {config['networks']}   test accuracy {accuracy:.4f}   "
-                  f"mean {SCORE} {scores.mean():.4f}", flush=True)  # fmt: skip
+            print(
+                f"network {k + 1:3d} of {config['networks']}   test accuracy {accuracy:.4f}   "
+                f"mean {SCORE} {scores.mean():.4f}",
+                flush=True,
+            )
         del group  # its recordings, before new ones are made
     return failed
 
@@ -75,9 +93,22 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     common.add_dataset_flags(parser)
     common.add_training_flags(parser, common.SCORING_PRESETS)
-    add("--networks", type=common.within("[1, 10000]", int), help=f"K ({common.defaults('networks')})")
-    add("--steps", type=common.COUNT, help=f"t, optimizer steps of each ({common.defaults('el2n_steps')})")
-    add("--seed", type=common.SEED, default=0, help="another seed scores with other networks (default: 0)")
+    add(
+        "--networks",
+        type=common.within("[1, 10000]", int),
+        help=f"K ({common.defaults('networks')})",
+    )
+    add(
+        "--steps",
+        type=common.COUNT,
+        help=f"t, optimizer steps of each ({common.defaults('el2n_steps')})",
+    )
+    add(
+        "--seed",
+        type=common.SEED,
+        default=0,
+        help="another seed scores with other networks (default: 0)",
+    )
     add("--out", type=Path, required=True, help="scores.npy to write")
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
@@ -86,16 +117,32 @@ def main(argv: list[str] | None = None) -> None:
     recipe = common.resolve_recipe(args, device, common.SCORING_PRESETS)
     steps = common.PRESETS[recipe["preset"]]["el2n_steps"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
-        raise InputError(f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}")
+        raise InputError(
+            f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}"
+        )
     noise = common.resolve_noise(args, {})
     common.check_output(args.out, ".npy")
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     del recipe["pretrain_lr"]  # scoring does not use it
-    config = recipe | noise | {"fingerprint": data.fingerprint, "select": SCORE, "networks": args.networks,
-                               "steps": steps, "seed": args.seed, "classes": len(data.classes)}  # fmt: skip
-    held = common.open_output(args, args.out.with_suffix(".lock"), config, lambda: common.load_array(
-        args.out, np.float32, data.labels.shape, data.fingerprint)[1])  # fmt: skip
+    config = (
+        recipe
+        | noise
+        | {
+            "fingerprint": data.fingerprint,
+            "select": SCORE,
+            "networks": args.networks,
+            "steps": steps,
+            "seed": args.seed,
+            "classes": len(data.classes),
+        }
+    )
+    held = common.open_output(
+        args,
+        args.out.with_suffix(".lock"),
+        config,
+        lambda: common.load_array(args.out, np.float32, data.labels.shape, data.fingerprint)[1],
+    )
     if not held:
         return
     scored, progress = {}, args.out.with_suffix(".networks.safetensors")
@@ -118,13 +165,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.networks > 1:
         rho, of_mean, between, overlap = reliability(networks)
         text = f"{of_mean:.3f}" if rho > 0 else "none, they disagree"
-        print(f"rank correlation between networks {rho:.3f}   reliability of the mean {text}   "
-              f"between two halves {between:.3f}, easiest tenth in common {overlap:.1%}")  # fmt: skip
+        print(
+            f"rank correlation between networks {rho:.3f}   reliability of the mean {text}   "
+            f"between two halves {between:.3f}, easiest tenth in common {overlap:.1%}"
+        )
         if between < 0.7:
-            print(f"warning: two halves of the networks agree by {between:.2f} only, what is easy is partly "
-                  "chance: more --networks or --steps", file=sys.stderr)  # fmt: skip
-    print(f"scores of {len(scores)} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
-          f"max {scores.max():.4f}")  # fmt: skip
+            print(
+                f"warning: two halves of the networks agree by {between:.2f} only, what is easy is partly "
+                "chance: more --networks or --steps",
+                file=sys.stderr,
+            )
+    print(
+        f"scores of {len(scores)} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
+        f"max {scores.max():.4f}"
+    )
     print(args.out)
 
 

@@ -41,14 +41,21 @@ import common
 WORKERS = min(8, os.cpu_count())
 
 
-def make_group(device: torch.device, networks: int = 1, examples: int = 2000, **recipe) -> common.Group:
+def make_group(
+    device: torch.device, networks: int = 1, examples: int = 2000, **recipe
+) -> common.Group:
     """Networks of CIFAR-10's recipe, changed by what is given, on random images of that shape."""
     recipe = common.CIFAR10 | {"classes": 10, "precision": "fp32"} | recipe
     draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 256, (examples, 32, 32, 3), np.uint8), draw.integers(0, 10, examples)
+    images, labels = (
+        draw.integers(0, 256, (examples, 32, 32, 3), np.uint8),
+        draw.integers(0, 10, examples),
+    )
     arrays = (images, labels, *common.channel_statistics(images))
     x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
-    data = common.Data([*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True)
+    data = common.Data(
+        [*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True
+    )
     members = [common.Member(f"network {seed}", recipe, data, seed) for seed in range(networks)]
     return common.Group(members, data, recipe)
 
@@ -97,7 +104,9 @@ def tf32_is_off(device: torch.device) -> tuple:
 def near_the_cpu(device: torch.device) -> tuple:
     """The weights of a small network after ten steps, beside the same on the CPU."""
     small = {"depth": 8, "width": 2, "examples": 200}
-    a, b = (train(make_group(place, **small), 10).members[0] for place in (device, torch.device("cpu")))
+    a, b = (
+        train(make_group(place, **small), 10).members[0] for place in (device, torch.device("cpu"))
+    )
     gap = max((t.cpu() - b.parameters[name]).abs().max().item() for name, t in a.parameters.items())
     return f"{gap:.1e}", "1e-02", gap < 1e-2
 
@@ -106,17 +115,25 @@ def recording(device: torch.device, networks: int, depth: int, precision: str, s
     """Recorded without a note; at two levels plain steps bit for bit, and pruned weights stay zero."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        recorded, plain = (pruned_group(device, networks, depth=depth, precision=precision) for _ in range(2))
+        recorded, plain = (
+            pruned_group(device, networks, depth=depth, precision=precision) for _ in range(2)
+        )
     plain.replays = [None] * networks
     for level, group in itertools.product((0, 1), (recorded, plain)):
         for m in group.members:
             m.step = 0
         train(group, steps, level)
-    zero = all(not p[m.masks[name] == 0].any() for m in recorded.members for name, p in m.prunable.items())
+    zero = all(
+        not p[m.masks[name] == 0].any() for m in recorded.members for name, p in m.prunable.items()
+    )
     found = [same(a, b) for a, b in zip(recorded.members, plain.members)]
     worst, limit, _ = min(found, key=lambda result: result[2])
     notes = [line for line in said.getvalue().splitlines() if line.startswith("note: ")]
-    return (*notes, worst)[0], f"no note, {limit}", not notes and zero and all(ok for *_, ok in found)
+    return (
+        (*notes, worst)[0],
+        f"no note, {limit}",
+        not notes and zero and all(ok for *_, ok in found),
+    )
 
 
 def company(device: torch.device) -> tuple:
@@ -145,7 +162,11 @@ def fingerprint(device: torch.device) -> tuple:
 
 def two_processes(device: torch.device) -> tuple:
     found = [run("fingerprint", device) for _ in range(2)]
-    return "equal" if found[0] == found[1] else f"{found}", "equal", found[0] == found[1] and found[0][2]
+    return (
+        "equal" if found[0] == found[1] else f"{found}",
+        "equal",
+        found[0] == found[1] and found[0][2],
+    )
 
 
 def forced_failure(device: torch.device) -> tuple:
@@ -162,7 +183,10 @@ def forced_failure(device: torch.device) -> tuple:
     torch.cuda.empty_cache()
     good = train(pruned_group(device), 5)
     found, limit, ok = same(failed.members[0], good.members[0])
-    notes, replays = said.getvalue().count("note: "), (failed.replays == [None], good.replays == [None])
+    notes, replays = (
+        said.getvalue().count("note: "),
+        (failed.replays == [None], good.replays == [None]),
+    )
     fine = clean and ok and notes == 1 and replays == (True, False)
     return f"{notes} notes, {found}", f"1, {limit}", fine
 
@@ -175,7 +199,11 @@ def memory_of_three_groups(device: torch.device) -> tuple:
         found.append(torch.cuda.memory_reserved(device) / 2**30)
         del group
         torch.cuda.empty_cache()
-    return " ".join(f"{gib:.2f}" for gib in found) + " GiB", "1.1 x the first", max(found) <= 1.1 * found[0]
+    return (
+        " ".join(f"{gib:.2f}" for gib in found) + " GiB",
+        "1.1 x the first",
+        max(found) <= 1.1 * found[0],
+    )
 
 
 def clock(device: torch.device) -> float:
@@ -186,7 +214,9 @@ def clock(device: torch.device) -> float:
 
 def seconds(loop: Iterator, steps: int, device: torch.device) -> float:
     """Of a step, the mean of the next ones."""
-    time.sleep(0.5)  # the plain loop's workers fill their queue; its batches must not come for free:
+    time.sleep(
+        0.5
+    )  # the plain loop's workers fill their queue; its batches must not come for free:
     for _ in range(2 * WORKERS):
         next(loop)
     began = clock(device)
@@ -223,19 +253,33 @@ def level_change(device: torch.device) -> tuple:
 
 
 CHECKS = {  # device -> (found, limit, ok?)
-    "versions": versions, "tf32 is off": tf32_is_off, "near the CPU": near_the_cpu,
-    **{f"recording {n} x ResNet-{depth} {precision}": partial(
-        recording, networks=n, depth=depth, precision=precision, steps=1)
-       for depth in (20, 56) for n in (1, 8) for precision in ("fp32", "bf16")},
-    "50 replays, half-zero masks": partial(recording, networks=1, depth=20, precision="fp32", steps=50),
-    "alone and in company": company, "stop, restore, go on": stop_and_go_on, "two processes": two_processes,
-    "forced recording failure": forced_failure, "memory of three groups": memory_of_three_groups}  # fmt: skip
+    "versions": versions,
+    "tf32 is off": tf32_is_off,
+    "near the CPU": near_the_cpu,
+    **{
+        f"recording {n} x ResNet-{depth} {precision}": partial(
+            recording, networks=n, depth=depth, precision=precision, steps=1
+        )
+        for depth in (20, 56)
+        for n in (1, 8)
+        for precision in ("fp32", "bf16")
+    },
+    "50 replays, half-zero masks": partial(
+        recording, networks=1, depth=20, precision="fp32", steps=50
+    ),
+    "alone and in company": company,
+    "stop, restore, go on": stop_and_go_on,
+    "two processes": two_processes,
+    "forced recording failure": forced_failure,
+    "memory of three groups": memory_of_three_groups,
+}
 SPEEDS = {
     "a step alone": partial(speed, networks=1, goal=1.0),
     "a step of each of eight": partial(speed, networks=8, goal=0.45),
     "a step alone, compiled": partial(speed, networks=1, goal=1.0, compiled=True),
     "a step of each of eight, compiled": partial(speed, networks=8, goal=0.45, compiled=True),
-    "a level change": level_change}  # fmt: skip
+    "a level change": level_change,
+}
 
 
 def run(name: str, device: torch.device, seconds: float = 300) -> list:
@@ -262,7 +306,9 @@ def accept() -> int:
         failed += not ok and name in CHECKS
         word = "ok" if ok else "FAILED" if name in CHECKS else "over"
         print(f"{name:36} {found:40} {limit:20} {word}", flush=True)
-    print(f"{failed} of {len(CHECKS)} checks failed" if failed else f"all {len(CHECKS)} checks passed")
+    print(
+        f"{failed} of {len(CHECKS)} checks failed" if failed else f"all {len(CHECKS)} checks passed"
+    )
     return min(failed, 1)
 
 
@@ -272,23 +318,39 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
     from torchvision import transforms as T
 
     mean, std = ((v / 255).tolist() for v in (data.mean, data.std))
-    augment = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(),
-                         T.Normalize(mean, std)])  # fmt: skip
+    augment = T.Compose(
+        [
+            T.RandomCrop(32, padding=4),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )
 
     def collate(batch: list) -> tuple:
         images, labels = zip(*batch)
         return torch.stack([*map(augment, images)]), torch.tensor(labels)
 
     pairs = [*zip(map(Image.fromarray, data.train_images().cpu().numpy()), data.labels.tolist())]
-    loader = torch.utils.data.DataLoader(pairs, recipe["batch_size"], shuffle=True, drop_last=True,
-                                         num_workers=WORKERS, persistent_workers=True, collate_fn=collate,
-                                         pin_memory=device.type == "cuda")  # fmt: skip
+    loader = torch.utils.data.DataLoader(
+        pairs,
+        recipe["batch_size"],
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
     with mock.patch.object(common, "BatchNorm", torch.nn.BatchNorm2d):
         net = common.ResNet(recipe["depth"], recipe["width"], 3, 10).to(device)
     masks = {p: torch.ones_like(p) for p in net.parameters() if p.dim() > 1}
-    optimizer = torch.optim.SGD(net.parameters(), recipe["lr"], recipe["momentum"],
-                                weight_decay=recipe["weight_decay"])  # fmt: skip
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, recipe["milestones"], recipe["lr_decay"])
+    optimizer = torch.optim.SGD(
+        net.parameters(), recipe["lr"], recipe["momentum"], weight_decay=recipe["weight_decay"]
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, recipe["milestones"], recipe["lr_decay"]
+    )
     while True:
         for batch, targets in loader:
             optimizer.zero_grad()
@@ -310,26 +372,35 @@ def table(device: torch.device, quick: bool, rounds: int) -> None:
     sizes = [(20, 128)] if quick else itertools.product((20, 32, 56), (128, 256))
     at_once = (1, 2, 4, 8, 16) if device.type == "cuda" else (1,)
     for (depth, batch), networks in itertools.product(sizes, at_once):
-        group = make_group(device, networks, 10_000, depth=depth, batch_size=batch, precision=precision)
+        group = make_group(
+            device, networks, 10_000, depth=depth, batch_size=batch, precision=precision
+        )
         loops = plain_loop(group.data, group.recipe, device), common.train(group, 10**9, peak=0.1)
         times = [], []
         for turn in range(rounds + 1):
             for loop, found in zip(loops, times):
                 spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
-                found += [spent] if turn else []  # the first turn warms up: workers, kernels, memory
+                found += (
+                    [spent] if turn else []
+                )  # the first turn warms up: workers, kernels, memory
         loops[0].close()
         del group, loops, loop  # graphs are let go before the next ones are recorded
         plain, ours = map(statistics.median, times)
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
         hours = (1 + preset["levels"]) * preset["total_steps"] * ours / networks / 3600
-        print(f"ResNet-{depth:2} {batch:7} {networks:8} {plain:8.4f} {ours:8.4f}",
-              f"{batch * networks / ours:9.0f} {networks * plain / ours:13.2f} {hours:10.1f}", flush=True)
+        print(
+            f"ResNet-{depth:2} {batch:7} {networks:8} {plain:8.4f} {ours:8.4f}",
+            f"{batch * networks / ours:9.0f} {networks * plain / ours:13.2f} {hours:10.1f}",
+            flush=True,
+        )
 
 
 def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--accept", action="store_true", help="what works on this GPU, and how fast")
+    parser.add_argument(
+        "--accept", action="store_true", help="what works on this GPU, and how fast"
+    )
     parser.add_argument("--check", help="one check of --accept, in this process")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")

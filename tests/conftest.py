@@ -25,9 +25,24 @@ import pretrain  # noqa: E402
 import score_el2n  # noqa: E402
 
 torch.set_num_threads(1)
-STAGES = {"score": score_el2n, "subset": make_subset, "pretrain": pretrain, "imp": imp, "plot": plot}
-TINY = ["--depth=8", "--width=2", "--batch-size=64", "--lr=0.3", "--pretrain-lr=0.3", "--total-steps=45",
-        "--milestones", "30", "40"]  # fmt: skip
+STAGES = {
+    "score": score_el2n,
+    "subset": make_subset,
+    "pretrain": pretrain,
+    "imp": imp,
+    "plot": plot,
+}
+TINY = [
+    "--depth=8",
+    "--width=2",
+    "--batch-size=64",
+    "--lr=0.3",
+    "--pretrain-lr=0.3",
+    "--total-steps=45",
+    "--milestones",
+    "30",
+    "40",
+]
 FRACTION = common.PRESETS["digits"]["prune_fraction"]
 
 
@@ -44,7 +59,13 @@ def digits():
 
 def recipe(**changes):
     """A complete tiny recipe for calling functions directly."""
-    preset = common.PRESETS["digits"] | {"preset": "digits", "classes": 10, "depth": 8, "width": 2, "lr": 0.3}
+    preset = common.PRESETS["digits"] | {
+        "preset": "digits",
+        "classes": 10,
+        "depth": 8,
+        "width": 2,
+        "lr": 0.3,
+    }
     return preset | {"batch_size": 64, "total_steps": 45, "milestones": [30, 40]} | changes
 
 
@@ -143,9 +164,14 @@ def made(folder):
     return found
 
 
-TINY_RUNS = {"SEEDS": "0", "LEVELS": "2", "T_STAR": "20", "SIZES": "256",
-             "SCORE_FLAGS": "--networks 2 --steps 5",
-             "FLAGS": "--depth 8 --width 2 --total-steps 150 --milestones 125"}  # fmt: skip
+TINY_RUNS = {
+    "SEEDS": "0",
+    "LEVELS": "2",
+    "T_STAR": "20",
+    "SIZES": "256",
+    "SCORE_FLAGS": "--networks 2 --steps 5",
+    "FLAGS": "--depth 8 --width 2 --total-steps 150 --milestones 125",
+}
 
 
 def taking_notes(folder):
@@ -161,9 +187,16 @@ def noted(folder):
 def run_all(*arguments, cwd, **environment):
     """`bash run_all.sh ...` with this Python and these variables, free of those of the caller's machine."""
     environment = {"PYTHON": sys.executable} | {k: str(v) for k, v in environment.items()}
-    inherited = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k[:7] != "SBATCH_"}
-    return subprocess.run(["bash", ROOT / "run_all.sh", *arguments], env=inherited | environment, cwd=cwd,
-                          capture_output=True, text=True)  # fmt: skip
+    inherited = {
+        k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k[:7] != "SBATCH_"
+    }
+    return subprocess.run(
+        ["bash", ROOT / "run_all.sh", *arguments],
+        env=inherited | environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -37,20 +37,54 @@ def rewind(folder):
 
 BAD = {  # each of these after the command; the line names the last two words
     "subset --select random": [
-        "--size 0", "--size -5", "--size many", "--size 1298", "--size 5 --seed -1", "--size 5 --lr 0.1",
-        *(f"--size 5 --label-noise {x}" for x in (1.5, -0.1, "nan")), "--size 5 --dataset folder"],
+        "--size 0",
+        "--size -5",
+        "--size many",
+        "--size 1298",
+        "--size 5 --seed -1",
+        "--size 5 --lr 0.1",
+        *(f"--size 5 --label-noise {x}" for x in (1.5, -0.1, "nan")),
+        "--size 5 --dataset folder",
+    ],
     "subset --size 5": ["--select weird", "--select easy", "--scores x.npy --select random"],
     "pretrain": [
-        *(f"--lr {x}" for x in ("nan", 0, "inf", -0.1, 1e300)), "--pretrain-lr -0.1", "--momentum 1",
-        "--milestones 40 30", "--milestones 30 30", "--depth 21", "--depth 0", "--width 0", "--batch-size 0",
-        "--total-steps 0", "--steps -1", "--steps 321", f"--seed {2**32}", "--device cuda:99", "--device mps",
-        "--preset imagenet", "--bogus 1"],
-    "score": ["--networks 0", f"--networks {10**9}", "--steps 0", "--steps 321", f"--noise-seed {2**32}"],
-    "imp x.safetensors": [*(f"--prune-fraction {x}" for x in (0, 1, "nan")), "--levels -1", "--at-once 0",
-                          "--save-every 0"]}  # fmt: skip
+        *(f"--lr {x}" for x in ("nan", 0, "inf", -0.1, 1e300)),
+        "--pretrain-lr -0.1",
+        "--momentum 1",
+        "--milestones 40 30",
+        "--milestones 30 30",
+        "--depth 21",
+        "--depth 0",
+        "--width 0",
+        "--batch-size 0",
+        "--total-steps 0",
+        "--steps -1",
+        "--steps 321",
+        f"--seed {2**32}",
+        "--device cuda:99",
+        "--device mps",
+        "--preset imagenet",
+        "--bogus 1",
+    ],
+    "score": [
+        "--networks 0",
+        f"--networks {10**9}",
+        "--steps 0",
+        "--steps 321",
+        f"--noise-seed {2**32}",
+    ],
+    "imp x.safetensors": [
+        *(f"--prune-fraction {x}" for x in (0, 1, "nan")),
+        "--levels -1",
+        "--at-once 0",
+        "--save-every 0",
+    ],
+}
 
 
-@pytest.mark.parametrize("line", [f"{command} {bad}" for command, cases in BAD.items() for bad in cases])
+@pytest.mark.parametrize(
+    "line", [f"{command} {bad}" for command, cases in BAD.items() for bad in cases]
+)
 def test_bad_arguments(refused, tmp_path, line):
     command = line.split()
     out = tmp_path / "new" / ("x.safetensors" if command[0] == "pretrain" else "x.npy")
@@ -63,7 +97,9 @@ def test_what_imp_cannot_do_with_its_runs(ok, refused, folder, rewind):
         refused(["imp", rewind, "--order-seed", 3, *out], "--order-seed", "--out")
     refused(["imp", rewind.parent], "is a folder")
     refused(["imp", rewind, "--out", "a", "b"], "--out", "1", "2")
-    refused(["imp", rewind, shutil.copy(rewind, rewind.with_name("twin.safetensors"))], "same folder")
+    refused(
+        ["imp", rewind, shutil.copy(rewind, rewind.with_name("twin.safetensors"))], "same folder"
+    )
     other = folder / "other" / "rewind.safetensors"
     ok(*START, other, "--lr", 0.05)
     refused(["imp", rewind, other], "lr is 0.05, but 0.3 in")
@@ -75,7 +111,9 @@ def test_what_the_hardware_cannot_do(refused, folder, monkeypatch):
     assert common.resolve_precision("auto", torch.device("cpu")) == "fp32"
     refused([*START, folder / "x.safetensors", "--precision", "bf16"], "bf16 needs")
     refused(["imp", rewrite_recipe(folder, precision="bf16")], "bf16 needs")
-    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    error = RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    )
     monkeypatch.setattr(common, "load_data", Mock(side_effect=error))
     refused([*START, folder / "x.safetensors"], "--at-once", status=1)
 
@@ -84,25 +122,39 @@ def test_outputs_that_cannot_be(refused, folder, rewind):
     """Unwritable or locked folders, other suffixes, and names that imp.py takes for its own files."""
     scores = folder / "scores.npy"
     below = scores / "a-file"
-    for command in ([*SCORE, below / "s.npy"], [*RANDOM, below / "s.npy"], [*START, below / "r.safetensors"],
-                    ["imp", rewind, "--out", below]):  # fmt: skip
+    for command in (
+        [*SCORE, below / "s.npy"],
+        [*RANDOM, below / "s.npy"],
+        [*START, below / "r.safetensors"],
+        ["imp", rewind, "--out", below],
+    ):
         refused(command, "cannot write to")
     with common.lock(rewind.parent / ".lock"):
         for command in (["imp", rewind], [*START, rewind, "--force"]):
             refused(command, f"is in use by process {os.getpid()} on")
     (folder / "folder.npy").mkdir()
-    for command, name in ((SCORE, "scores.txt"), (SCORE, "folder.npy"), (START, "rewind.pt"),
-                          (START, "state.safetensors"), (START, "level03.safetensors")):  # fmt: skip
+    for command, name in (
+        (SCORE, "scores.txt"),
+        (SCORE, "folder.npy"),
+        (START, "rewind.pt"),
+        (START, "state.safetensors"),
+        (START, "level03.safetensors"),
+    ):
         refused([*command, folder / name], name)
     refused([*EASY, scores, "--out", scores, "--force"], "same file")
 
 
-@pytest.mark.parametrize(("command", "flag", "word"), [
-    ([*SCORE, "s.npy"], ["--lr", 0.05], "lr 0.3 there, 0.05 now"),
-    ([*RANDOM, "r.npy"], ["--seed", 1], "seed 0 there, 1 now"),
-    ([*START, "r.safetensors"], ["--seed", 1], "seed 0 there, 1 now"),
-])  # fmt: skip
-def test_what_exists_is_done_or_another_setting_is_named(ok, refused, tmp_path, command, flag, word):
+@pytest.mark.parametrize(
+    ("command", "flag", "word"),
+    [
+        ([*SCORE, "s.npy"], ["--lr", 0.05], "lr 0.3 there, 0.05 now"),
+        ([*RANDOM, "r.npy"], ["--seed", 1], "seed 0 there, 1 now"),
+        ([*START, "r.safetensors"], ["--seed", 1], "seed 0 there, 1 now"),
+    ],
+)
+def test_what_exists_is_done_or_another_setting_is_named(
+    ok, refused, tmp_path, command, flag, word
+):
     command = [*command[:-1], tmp_path / command[-1]]
     ok(*command)
     before = snapshot(tmp_path)
@@ -113,14 +165,23 @@ def test_what_exists_is_done_or_another_setting_is_named(ok, refused, tmp_path, 
     assert snapshot(tmp_path) != before
 
 
-@pytest.mark.parametrize(("array", "words"), [
-    (np.zeros(N - 1, np.float32), ["[1296]", "[1297]"]), (np.zeros((N, 1), np.float32), ["[1297, 1]"]),
-    (np.zeros(N), ["float64", "float32"]), (np.full(N, np.nan, np.float32), ["finite"]),
-    (np.array([None] * N), ["not readable"]), (np.array([0, N]), ["index 1297"]),
-    (np.array([-1, 4]), ["index -1"]), (np.array([3, 3]), ["twice"]), (np.array([5, 3, 1]), ["ascending"]),
-    (np.array([], np.int64), ["no index"]), (np.array([[1, 2]]), ["[1, 2]"]),
-    (np.array([1.0, 2.0]), ["float64", "int64"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(N - 1, np.float32), ["[1296]", "[1297]"]),
+        (np.zeros((N, 1), np.float32), ["[1297, 1]"]),
+        (np.zeros(N), ["float64", "float32"]),
+        (np.full(N, np.nan, np.float32), ["finite"]),
+        (np.array([None] * N), ["not readable"]),
+        (np.array([0, N]), ["index 1297"]),
+        (np.array([-1, 4]), ["index -1"]),
+        (np.array([3, 3]), ["twice"]),
+        (np.array([5, 3, 1]), ["ascending"]),
+        (np.array([], np.int64), ["no index"]),
+        (np.array([[1, 2]]), ["[1, 2]"]),
+        (np.array([1.0, 2.0]), ["float64", "int64"]),
+    ],
+)
 def test_bad_arrays(refused, tmp_path, array, words):
     """Scores, if there is one for each example, else a subset."""
     np.save(tmp_path / "mine.npy", array)
@@ -159,8 +220,12 @@ def rewrite_recipe(folder, **changes):
 
 def test_starting_points_that_do_not_fit(refused, folder, rewind):
     content, other = rewind.read_bytes(), "other digits images"
-    for changes, word in (({"depth": 14}, "blocks.1.shortcut.0.weight"), ({"width": 3}, "recipe needs"),
-                          ({"fingerprint": "0" * 64}, other), ({"seed": "drop"}, "lacks seed")):  # fmt: skip
+    for changes, word in (
+        ({"depth": 14}, "blocks.1.shortcut.0.weight"),
+        ({"width": 3}, "recipe needs"),
+        ({"fingerprint": "0" * 64}, other),
+        ({"seed": "drop"}, "lacks seed"),
+    ):
         rewind.write_bytes(content)
         refused(["imp", rewrite_recipe(folder, **changes)], word)
     safetensors.torch.save_file({"w": torch.zeros(3)}, rewind)
@@ -176,7 +241,10 @@ def test_levels_that_do_not_fit(refused, rewind):
     other = tensors["mask.conv.weight"].clone()
     other[0] = 0
     earlier = {name: t for name, t in tensors.items() if not name.startswith("next.")}
-    for changed, word in ((tensors | {"mask.conv.weight": other}, "masks"), (earlier, "earlier version")):
+    for changed, word in (
+        (tensors | {"mask.conv.weight": other}, "masks"),
+        (earlier, "earlier version"),
+    ):
         common.save_tensors(path, changed, info)
         refused(["imp", rewind, "--levels", 1], "level00.safetensors", word)
     common.save_tensors(path, tensors, info)
@@ -184,11 +252,15 @@ def test_levels_that_do_not_fit(refused, rewind):
     refused(["imp", rewind, "--levels", 1], "state.safetensors", "delete it")
 
 
-def test_a_setting_that_other_code_does_not_know_makes_a_difference(ok, refused, folder, rewind, monkeypatch):
+def test_a_setting_that_other_code_does_not_know_makes_a_difference(
+    ok, refused, folder, rewind, monkeypatch
+):
     """What a changed copy of the toolkit has made is not taken up here, nor the reverse."""
     mine, other = folder / "mine" / "rewind.safetensors", folder / "other" / "rewind.safetensors"
     ok(*START, other)
-    with monkeypatch.context() as patch:  # a network of their own, with tensors of the same names and shapes
+    with (
+        monkeypatch.context() as patch
+    ):  # a network of their own, with tensors of the same names and shapes
         patch.setattr(common, "OWN", {"network": "silu"})
         refused(["imp", rewind, "--levels", 1], "{'network': 'silu'} here")
         refused([*START, rewind], "silu")
@@ -205,7 +277,18 @@ def test_a_setting_that_other_code_does_not_know_makes_a_difference(ok, refused,
 
 def test_a_divergence_in_the_very_last_step_is_noticed_and_kept_in_a_file(ok, refused, tmp_path):
     flags = ["--depth=8", "--width=2", "--total-steps=1", "--milestones", "--momentum=0"]
-    score = ["score", *flags, "--steps", 1, "--lr", 9e29, "--networks", 2, "--out", tmp_path / "s.npy"]
+    score = [
+        "score",
+        *flags,
+        "--steps",
+        1,
+        "--lr",
+        9e29,
+        "--networks",
+        2,
+        "--out",
+        tmp_path / "s.npy",
+    ]
     refused(score, "network 1 at step 1, network 2 at step 1", status=1)
     assert not (tmp_path / "s.npy").exists()
     path = tmp_path / "x" / "rewind.safetensors"
@@ -219,7 +302,9 @@ def test_a_divergence_in_the_very_last_step_is_noticed_and_kept_in_a_file(ok, re
     assert not (path.parent / "diverged.json").exists()
     ok("pretrain", *flags, "--lr", 9e29, "--steps", 0, "--out", path, "--force")
     for _ in range(2):  # the same command tries again
-        refused(["imp", path, "--levels", 0], "x: the loss is not finite at level 0, step 1", status=1)
+        refused(
+            ["imp", path, "--levels", 0], "x: the loss is not finite at level 0, step 1", status=1
+        )
         said = json.loads((path.parent / "diverged.json").read_text())
         assert (said["recipe"]["lr"], said["level"], said["step"]) == (9e29, 0, 1)
         assert said["settings"]["prune_fraction"] == FRACTION
@@ -232,7 +317,9 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     scores.with_suffix(".json").write_text(json.dumps({"select": "margin"}))
     ok(*EASY, scores, "--out", easy)
     assert np.load(easy).tolist() == [0, 1, 2, 3, 4]
-    assert "already done" in ok(*EASY, scores, "--out", easy, "--seed", 1)  # which is for random alone
+    assert "already done" in ok(
+        *EASY, scores, "--out", easy, "--seed", 1
+    )  # which is for random alone
     shutil.copy(easy, bare)
     paths = [tmp_path / name / "rewind.safetensors" for name in ("easy", "bare")]
     for subset, path in zip((easy, bare), paths):
@@ -244,7 +331,9 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     assert named["subset_sha256"] == custom["subset_sha256"]
     scores.with_suffix(".json").unlink()
     ok(*EASY, scores, "--force", "--out", easy)
-    assert json.loads(easy.with_suffix(".json").read_text())["score"] == "unnamed"  # it is not EL2N's
+    assert (
+        json.loads(easy.with_suffix(".json").read_text())["score"] == "unnamed"
+    )  # it is not EL2N's
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -252,17 +341,35 @@ def test_help_is_the_docstring(stage, capsys):
     with pytest.raises(SystemExit, match="0"):
         STAGES[stage].main(["--help"])
     said = capsys.readouterr().out
-    assert all(words in said for words in (f"python {STAGES[stage].__name__}.py", "reads ", "writes "))
+    assert all(
+        words in said for words in (f"python {STAGES[stage].__name__}.py", "reads ", "writes ")
+    )
 
 
 def test_presets_hold_the_papers_table_1_and_a_dataset_names_its_own():
     args = argparse.Namespace(preset=None, dataset="cifar100")
     assert common.resolve_preset(args) == {"preset": "cifar100", "dataset": "cifar100"}
-    names = ("depth", "batch_size", "pretrain_lr", "lr", "momentum", "weight_decay", "lr_decay", "milestones",
-             "total_steps", "t_star", "networks", "el2n_steps", "prune_fraction", "levels")  # fmt: skip
+    names = (
+        "depth",
+        "batch_size",
+        "pretrain_lr",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "lr_decay",
+        "milestones",
+        "total_steps",
+        "t_star",
+        "networks",
+        "el2n_steps",
+        "prune_fraction",
+        "levels",
+    )
     cifar = (0.1, 0.9, 1e-4, 0.1, [31200, 46800], 62400)
     cinic = (0.1, 0.9, 1e-4, 0.1, [15625, 23440], 31250)
-    for preset, *expected in (("cifar10", 20, 128, 0.4, *cifar, 400, 10, 7800, 0.2, 16),
-                              ("cifar100", 32, 128, 0.4, *cifar, 800, 10, 7800, 0.2, 16),
-                              ("cinic10", 56, 256, 0.1, *cinic, 800, 10, 8000, 0.2, 12)):  # fmt: skip
+    for preset, *expected in (
+        ("cifar10", 20, 128, 0.4, *cifar, 400, 10, 7800, 0.2, 16),
+        ("cifar100", 32, 128, 0.4, *cifar, 800, 10, 7800, 0.2, 16),
+        ("cinic10", 56, 256, 0.1, *cinic, 800, 10, 8000, 0.2, 12),
+    ):
         assert [common.PRESETS[preset][name] for name in names] == expected

@@ -60,8 +60,10 @@ def run(tmp_path_factory):
 
     def run(*commands, signal=None, after=0, times=1, event=None, torn=False):
         log.unlink(missing_ok=True)
-        processes = [forks.Process(target=process, args=([str(a) for a in command], log, event, torn))
-                     for command in commands]  # fmt: skip
+        processes = [
+            forks.Process(target=process, args=([str(a) for a in command], log, event, torn))
+            for command in commands
+        ]
         for each in processes:
             each.start()
         with contextlib.suppress(ProcessLookupError):  # it has ended before
@@ -117,12 +119,18 @@ WRITES = {
     "imp": 2 + 2 + 2 * 2,  # levels, results.csv, a state after each step
     "control": 2 + 2 + 2 * 4,
     "score": 2 + 2,  # two networks, the sidecar and the array of their mean
-    "subset": 2, "pretrain": 1}  # fmt: skip
+    "subset": 2,
+    "pretrain": 1,
+}
 
 
-@pytest.mark.parametrize(("stage", "torn"), [
-    ("control", True), *itertools.product(("imp", "score", "subset", "pretrain"), (False, True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "torn"),
+    [
+        ("control", True),
+        *itertools.product(("imp", "score", "subset", "pretrain"), (False, True)),
+    ],
+)
 def test_killed_inside_every_write_it_ends_as_if_undisturbed(run, tmp_path, stage, torn):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
@@ -159,14 +167,19 @@ def test_two_processes_started_together(run, tmp_path, times):
     assert run(whole) == run(scoring(scored, 4, 45)) == [0]
     for attempt in range(times):
         folder, second, scores = (tmp_path / f"{attempt}{name}" for name in "abc")
-        for out, command in ((folder, pruning(run, folder, 200, 1)), (scores, scoring(scores, 4, 45))):
+        for out, command in (
+            (folder, pruning(run, folder, 200, 1)),
+            (scores, scoring(scores, 4, 45)),
+        ):
             assert sorted(run(command, command)) == [0, 2]
             # "another process" in the instant before the holder has written its number
             assert re.search(f"{out} is in use by (process \\d+|another process)", run.said)
         # one that prunes several runs takes all their locks or none
         imp, rewind, *_ = whole
-        both = [[imp, rewind, rewind, "--levels", 2, "--out", *folders]
-                for folders in ((folder, second), (second, folder))]  # fmt: skip
+        both = [
+            [imp, rewind, rewind, "--levels", 2, "--out", *folders]
+            for folders in ((folder, second), (second, folder))
+        ]
         assert sorted(run(*both)) == [0, 2]
         assert made(folder) == made(second) == made(tmp_path / "whole")
         assert made(scores) == made(scored)
@@ -201,10 +214,15 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
     here.rename(kept)
     again, anew = [*select, here / "new" / "x.npy"], [*start, here / "new" / "x.safetensors"]
     cases = {  # damaged file: command that reads it
-        "s.npy": again, "s.json": again, "s.networks.safetensors": score, "easy.npy": anew, "easy.json": anew,
+        "s.npy": again,
+        "s.json": again,
+        "s.networks.safetensors": score,
+        "easy.npy": anew,
+        "easy.json": anew,
         "run/rewind.safetensors": ["imp", rewind, "--levels", 0],
         "run/level00.safetensors": ["imp", rewind, "--levels", 1],
-        "run/results.csv": ["imp", rewind, "--levels", 0]}  # fmt: skip
+        "run/results.csv": ["imp", rewind, "--levels", 0],
+    }
 
     def work(target, change):
         """What the command leaves after a change of a file, the file aside; None: one line on stderr."""

@@ -75,7 +75,9 @@ def test_an_epoch_is_a_pure_function_of_seed_level_and_epoch():
     for other in ((6, 2, 7), (5, 3, 7), (5, 2, 8)):
         assert not np.array_equal(one, common.epoch_table(*other, 1000, 64, 4, True))
     assert not common.epoch_table(5, 2, 7, 1000, 64, 4, False)[3].any()
-    short = common.epoch_table(5, 2, 0, 1000, 64, 4, True)  # trailing zeros make no other key the same
+    short = common.epoch_table(
+        5, 2, 0, 1000, 64, 4, True
+    )  # trailing zeros make no other key the same
     assert not np.array_equal(short[0], common.epoch_table(5, 0, 2, 1000, 64, 4, True)[0])
 
 
@@ -85,7 +87,9 @@ def test_label_noise_redraws_that_share_uniformly(share):
     noisy = common.noisy_labels(labels, 10, share, 0)
     assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 0))
     assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 1)) == (share == 0)
-    assert (noisy != labels).mean() == pytest.approx(0.9 * share, abs=0.01)  # some draw their own again
+    assert (noisy != labels).mean() == pytest.approx(
+        0.9 * share, abs=0.01
+    )  # some draw their own again
     assert share < 1 or np.bincount(noisy).min() > 1800
     assert labels[1999] == 0  # the argument is untouched
 
@@ -98,7 +102,9 @@ def test_digits_split(digits):
     assert (digits.train_images().shape, digits.test.shape) == ((1297, 8, 8, 1), (500, 8, 8, 1))
     assert np.bincount(digits.test_labels).tolist() == [50] * 10
     ours = np.concatenate([train, digits.test.numpy().reshape(-1, 64)])
-    assert sorted(map(tuple, ours)) == sorted(map(tuple, images.astype(np.uint8)))  # every image once
+    assert sorted(map(tuple, ours)) == sorted(
+        map(tuple, images.astype(np.uint8))
+    )  # every image once
     order = [np.flatnonzero((images == x).all(1))[0] for x in train[:50]]
     assert order == sorted(order)
     assert labels[order].tolist() == digits.labels[:50].tolist()
@@ -122,7 +128,9 @@ def test_folder_is_read_class_by_class_and_file_by_file(tree, capfd):
     assert not data.train[:, :4].any()  # black frame
 
 
-def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(tree, tmp_path, monkeypatch):
+def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(
+    tree, tmp_path, monkeypatch
+):
     target, link = tmp_path / "elsewhere.png", tree / "train" / "ant" / "003.png"
     link.rename(target)
     link.symlink_to(target)
@@ -136,18 +144,39 @@ def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(t
     assert np.array_equal(after.train_images()[3], pixels(999))
 
 
-@pytest.mark.parametrize(("break_it", "message"), [
-    (lambda ant, root: [p.unlink() for p in ant.iterdir()], "the classes ant"),
-    (lambda ant, root: (ant / "002.png").write_bytes(b"no image"), "002.png: "),
-    (lambda ant, root: (ant / "002.png").write_bytes((ant / "002.png").read_bytes()[:200]), "002.png: "),
-    (lambda ant, root: (ant / "gone.png").symlink_to("nowhere"), "gone.png: No such file"),
-    (lambda ant, root: Image.fromarray(np.ones((32, 32), np.uint16)).save(ant / "001.png"), "mode I;16"),
-    (lambda ant, root: (root / "test" / "ant").rename(root / "test" / "bee"), "its class folders are not"),
-    (lambda ant, root: (root / "test").rename(root / "tset"), "test: No such file or directory"),
-    (lambda ant, root: [shutil.rmtree(root / part / "ant") for part in ("train", "test")], "only one class"),
-    (lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images.safetensors"), "delete it"),
-    (lambda ant, root: (root / ".images.safetensors").write_bytes(b"torn"), "delete it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda ant, root: [p.unlink() for p in ant.iterdir()], "the classes ant"),
+        (lambda ant, root: (ant / "002.png").write_bytes(b"no image"), "002.png: "),
+        (
+            lambda ant, root: (ant / "002.png").write_bytes((ant / "002.png").read_bytes()[:200]),
+            "002.png: ",
+        ),
+        (lambda ant, root: (ant / "gone.png").symlink_to("nowhere"), "gone.png: No such file"),
+        (
+            lambda ant, root: Image.fromarray(np.ones((32, 32), np.uint16)).save(ant / "001.png"),
+            "mode I;16",
+        ),
+        (
+            lambda ant, root: (root / "test" / "ant").rename(root / "test" / "bee"),
+            "its class folders are not",
+        ),
+        (
+            lambda ant, root: (root / "test").rename(root / "tset"),
+            "test: No such file or directory",
+        ),
+        (
+            lambda ant, root: [shutil.rmtree(root / part / "ant") for part in ("train", "test")],
+            "only one class",
+        ),
+        (
+            lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images.safetensors"),
+            "delete it",
+        ),
+        (lambda ant, root: (root / ".images.safetensors").write_bytes(b"torn"), "delete it"),
+    ],
+)
 def test_a_bad_tree_is_one_clear_line(tree, break_it, message, refused, tmp_path):
     break_it(tree / "train" / "ant", tree)
     flags = ["--preset", "cifar10", "--dataset", "folder", "--data-dir", tree]
@@ -157,10 +186,26 @@ def test_a_bad_tree_is_one_clear_line(tree, break_it, message, refused, tmp_path
 def test_accuracies_of_two_test_sets_are_not_mixed(tree, ok, refused, tmp_path):
     """Scores, subsets and starting points do not depend on test images; finished levels do."""
     where, out = ["--data-dir", tree], tmp_path / "run" / "rewind.safetensors"
-    ok("pretrain", *TINY, "--preset", "cifar10", "--dataset", "folder", *where, "--steps", 2, "--out", out)
+    ok(
+        "pretrain",
+        *TINY,
+        "--preset",
+        "cifar10",
+        "--dataset",
+        "folder",
+        *where,
+        "--steps",
+        2,
+        "--out",
+        out,
+    )
     ok("imp", out, *where, "--levels", 0)
     picture(999).save(tree / "test" / "ant" / "000.png")
-    refused(["imp", out, *where, "--levels", 1], "level00.safetensors exists with other", "test_set_sha256")
+    refused(
+        ["imp", out, *where, "--levels", 1],
+        "level00.safetensors exists with other",
+        "test_set_sha256",
+    )
     ok("imp", out, *where, "--levels", 0, "--out", tmp_path / "other")
 
 
@@ -170,8 +215,13 @@ def test_cifar_is_read_in_torchvisions_order_and_fetched_if_damaged(refused, tmp
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    raw = {name: {"data": draw.integers(0, 256, (20, 3072), np.uint8),
-                  "labels": draw.integers(0, 10, 20).tolist()} for name in names}  # fmt: skip
+    raw = {
+        name: {
+            "data": draw.integers(0, 256, (20, 3072), np.uint8),
+            "labels": draw.integers(0, 10, 20).tolist(),
+        }
+        for name in names
+    }
     for name, content in (raw | {"batches.meta": {"label_names": [*"0123456789"]}}).items():
         (folder / name).write_bytes(pickle.dumps(content))
         sums[name] = hashlib.md5(pickle.dumps(content)).hexdigest()
@@ -187,7 +237,15 @@ def test_cifar_is_read_in_torchvisions_order_and_fetched_if_damaged(refused, tmp
 
     (folder / "data_batch_3").write_bytes(b"damaged")
     monkeypatch.setattr(kind, "url", f"{NOWHERE}cifar-10-python.tar.gz")  # without a network
-    command = ["pretrain", "--preset", "cifar10", "--data-dir", tmp_path, "--out", tmp_path / "r.safetensors"]
+    command = [
+        "pretrain",
+        "--preset",
+        "cifar10",
+        "--data-dir",
+        tmp_path,
+        "--out",
+        tmp_path / "r.safetensors",
+    ]
     refused(command, "cifar-10-python.tar.gz is missing and cannot be fetched", "--data-dir")
 
 
@@ -219,7 +277,9 @@ def test_cinic_from_a_folder_from_its_archive_and_from_the_cache_alone(tmp_path,
     assert np.array_equal(data.train_images()[[3, 14]], [pixels(30), pixels(140, "L")])
     assert np.array_equal(data.test[9], pixels(290))
 
-    with pytest.raises(common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"):
+    with pytest.raises(
+        common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"
+    ):
         load(root, *CINIC)  # its checksum is wrong
     assert not (root / "CINIC-10").exists()
     monkeypatch.setattr(common, "CINIC10_MD5", hashlib.md5(archive.read_bytes()).hexdigest())

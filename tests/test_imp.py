@@ -27,15 +27,18 @@ def test_sixteen_levels_of_resnet20_equal_torchs_global_magnitude_pruning():
     net = common.ResNet(20, 16, 3, 10)
     common.initialise(net, 0)
     worth = {name: t.clone() for name, t in imp.importance(net, None, None).items()}
-    masks = {n: torch.ones(p.shape, dtype=torch.uint8) for n, p in net.named_parameters() if p.dim() > 1}
+    masks = {
+        n: torch.ones(p.shape, dtype=torch.uint8) for n, p in net.named_parameters() if p.dim() > 1
+    }
     kinds = torch.nn.Conv2d | torch.nn.Linear
     modules = {f"{n}.weight": m for n, m in net.named_modules() if isinstance(m, kinds)}
     remaining = 270896
     for _ in range(16):
         gone = -(-remaining // 5)  # ceil(n / 5)
         masks = imp.prune(worth, masks, 0.2)
-        torch_prune.global_unstructured([(m, "weight") for m in modules.values()], torch_prune.L1Unstructured,
-                                        amount=gone)  # fmt: skip
+        torch_prune.global_unstructured(
+            [(m, "weight") for m in modules.values()], torch_prune.L1Unstructured, amount=gone
+        )
         assert equal(masks, {n: m.weight_mask.to(torch.uint8) for n, m in modules.items()})
         remaining -= gone
         assert sum(int(m.sum()) for m in masks.values()) == remaining
@@ -54,7 +57,9 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
         count = math.ceil(Decimal(str(fraction)) * len(alive))
         gone = sorted(alive, key=lambda i: (abs(values[i]), i))[:count]
         masks = imp.prune({k: p.abs() for k, p in pieces.items()}, masks, fraction)
-        assert torch.cat(list(masks.values())).nonzero().squeeze(1).tolist() == sorted(set(alive) - set(gone))
+        assert torch.cat(list(masks.values())).nonzero().squeeze(1).tolist() == sorted(
+            set(alive) - set(gone)
+        )
 
 
 def plain_imp(rewind, levels, digits, seed):
@@ -76,15 +81,21 @@ def plain_imp(rewind, levels, digits, seed):
         masks = masks or {k: torch.ones_like(p) for k, p in prunable.items()}
         for k, p in prunable.items():
             p.data *= masks[k]
-        sgd = torch.optim.SGD(net.parameters(), torch.tensor(0.0), 0.9, weight_decay=1e-4, fused=True)
+        sgd = torch.optim.SGD(
+            net.parameters(), torch.tensor(0.0), 0.9, weight_decay=1e-4, fused=True
+        )
         losses = []
         for step in range(21, 45):
             epoch, i = divmod(step, per_epoch)
             order = np.random.default_rng([1, seed, n, epoch]).permutation(len(images))
-            top, left = np.random.default_rng([2, seed, n, epoch]).integers(0, 3, (2, per_epoch * batch))
+            top, left = np.random.default_rng([2, seed, n, epoch]).integers(
+                0, 3, (2, per_epoch * batch)
+            )
             picks = range(i * batch, (i + 1) * batch)
             crops = [framed[order[j], top[j] : top[j] + 8, left[j] : left[j] + 8] for j in picks]
-            loss = F.cross_entropy(net(normalised(np.stack(crops))), torch.from_numpy(labels[order[picks]]))
+            loss = F.cross_entropy(
+                net(normalised(np.stack(crops))), torch.from_numpy(labels[order[picks]])
+            )
             losses.append(loss.item())
             sgd.zero_grad()
             loss.backward()
@@ -94,15 +105,29 @@ def plain_imp(rewind, levels, digits, seed):
                 p.data *= masks[k]
         with torch.no_grad():
             logits = net.eval()(normalised(digits.test.numpy())).double()
-        kept, of = sum(int(m.sum()) for m in masks.values()), sum(p.numel() for p in prunable.values())
-        row = {"level": n, "weights_remaining": kept / of, "weights_remaining_count": kept,
-               "test_accuracy": (logits.argmax(1) == digits.test_labels).double().mean().item(),
-               "test_loss": F.cross_entropy(logits, digits.test_labels).item(),
-               "train_loss": np.mean(losses[-per_epoch:]), "steps": len(losses)}  # fmt: skip
+        kept, of = (
+            sum(int(m.sum()) for m in masks.values()),
+            sum(p.numel() for p in prunable.values()),
+        )
+        row = {
+            "level": n,
+            "weights_remaining": kept / of,
+            "weights_remaining_count": kept,
+            "test_accuracy": (logits.argmax(1) == digits.test_labels).double().mean().item(),
+            "test_loss": F.cross_entropy(logits, digits.test_labels).item(),
+            "train_loss": np.mean(losses[-per_epoch:]),
+            "steps": len(losses),
+        }
         found.append((net.state_dict(), masks, row))
-        alive = [(abs(p.flatten()[j].item()), name, j) for name, p in prunable.items()
-                 for j in masks[name].flatten().nonzero().squeeze(1).tolist()]  # fmt: skip
-        masks, gone = {k: m.clone() for k, m in masks.items()}, math.ceil(Decimal(str(FRACTION)) * len(alive))
+        alive = [
+            (abs(p.flatten()[j].item()), name, j)
+            for name, p in prunable.items()
+            for j in masks[name].flatten().nonzero().squeeze(1).tolist()
+        ]
+        masks, gone = (
+            {k: m.clone() for k, m in masks.items()},
+            math.ceil(Decimal(str(FRACTION)) * len(alive)),
+        )
         for _, name, j in sorted(alive, key=lambda weight: weight[0])[:gone]:
             masks[name][np.unravel_index(j, masks[name].shape)] = 0
     return found
@@ -121,7 +146,9 @@ def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, d
     for n, (weights, masks, row) in enumerate(expected):
         tensors, info = level(out, n)
         assert equal(common.part(tensors, "weight"), weights)
-        assert equal(common.part(tensors, "mask"), {k: mask.to(torch.uint8) for k, mask in masks.items()})
+        assert equal(
+            common.part(tensors, "mask"), {k: mask.to(torch.uint8) for k, mask in masks.items()}
+        )
         if n < 3:
             following = {k: mask.to(torch.uint8) for k, mask in expected[n + 1][1].items()}
             assert equal(common.part(tensors, "next"), following)
@@ -135,7 +162,9 @@ def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, d
     assert list(header["__metadata__"]) == ["json"]
 
 
-def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(ok, call, refused, tmp_path):
+def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(
+    ok, call, refused, tmp_path
+):
     rewind, whole, parts = start(ok, tmp_path), tmp_path / "whole", tmp_path / "parts"
     command = ["imp", rewind, "--out", parts, "--levels"]
     ok("imp", rewind, "--levels", 2, "--out", whole)
@@ -177,8 +206,12 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
 
 
 # without a save before the signal; at level 1 with those of level 0, where c has nothing to train
-@pytest.mark.parametrize(("stop_at", "every", "expected"), [(8, 60, "a"), (30, 60, "ab"), (50, 1e-9, "abc")])
-def test_a_signal_saves_whose_turn_has_come(ok, call, tmp_path, monkeypatch, stop_at, every, expected):
+@pytest.mark.parametrize(
+    ("stop_at", "every", "expected"), [(8, 60, "a"), (30, 60, "ab"), (50, 1e-9, "abc")]
+)
+def test_a_signal_saves_whose_turn_has_come(
+    ok, call, tmp_path, monkeypatch, stop_at, every, expected
+):
     """Three different starts in one group, stopped before b's turn, after it, and at level 1; then alone."""
     steps = {"a": 0, "b": 20, "c": 45}
     starts = [start(ok, tmp_path / name, "--seed", n, "--steps", n) for name, n in steps.items()]
@@ -203,7 +236,9 @@ def test_a_signal_saves_whose_turn_has_come(ok, call, tmp_path, monkeypatch, sto
 
 def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
     """SNIP as one would write it at first, in train mode, and chance: resumed as in one go, never mixed."""
-    mine, other, magnitude = (start(ok, tmp_path / n, "--seed", s) for n, s in (("a", 0), ("b", 1), ("c", 0)))
+    mine, other, magnitude = (
+        start(ok, tmp_path / n, "--seed", s) for n, s in (("a", 0), ("b", 1), ("c", 0))
+    )
     whole, parts, drawn = tmp_path / "whole", tmp_path / "parts", []
     ok("imp", magnitude, "--levels", 0)
 
@@ -212,7 +247,9 @@ def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
         net.train()
         F.cross_entropy(net(data.normalise(data.train_images()[:64])), data.labels[:64]).backward()
         drawn.append(draw.random())
-        return {name: (p * p.grad).abs().detach() ** drawn[-1] for name, p in net.prunable().items()}
+        return {
+            name: (p * p.grad).abs().detach() ** drawn[-1] for name, p in net.prunable().items()
+        }
 
     monkeypatch.setattr(imp, "CRITERION", "snip")
     monkeypatch.setattr(imp, "importance", snip)
@@ -222,7 +259,9 @@ def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
     for n in (0, 1, 2):
         ok("imp", mine, "--levels", n, "--out", parts)
     assert (made(parts), drawn[6:]) == (made(whole), drawn[3:6])
-    monkeypatch.setattr(imp, "importance", lambda *_: {k: p * torch.nan for k, p in snip(*_).items()})
+    monkeypatch.setattr(
+        imp, "importance", lambda *_: {k: p * torch.nan for k, p in snip(*_).items()}
+    )
     refused(["imp", mine, "--levels", 1, "--out", tmp_path / "broken"], "snip", status=1)
     monkeypatch.setattr(imp, "importance", None)
     assert "already done" in ok("imp", mine, "--levels", 2, "--out", parts)

@@ -44,7 +44,9 @@ def test_training_under_the_masks_of_another_run(ok, refused, pruned, tmp_path):
     assert "already done" in ok("imp", other, "--masks", own, "--levels", 1, "--out", out)
     # a run without its last level, as one that diverged, stops its own control alone
     folders = ["--masks", tmp_path / "lost", own, "--out", tmp_path / "x", tmp_path / "y"]
-    refused(["imp", other, other, *folders, "--levels", 2], "lost has not finished level 2", status=1)
+    refused(
+        ["imp", other, other, *folders, "--levels", 2], "lost has not finished level 2", status=1
+    )
     assert made(tmp_path / "y") == made(out)
 
 
@@ -58,7 +60,9 @@ def test_shuffled_masks_keep_the_count_of_every_layer_and_stay_nested(ok, pruned
         assert all(following[name].sum() == theirs[name].sum() for name in theirs)
         assert all((following[name] <= mask[name]).all() for name in mask)
         assert not equal(following, theirs)
-    assert not equal(part(out, 0, "next"), part(again, 0, "next"))  # the start's seed draws the permutation
+    assert not equal(
+        part(out, 0, "next"), part(again, 0, "next")
+    )  # the start's seed draws the permutation
 
 
 def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned, tmp_path):
@@ -68,7 +72,10 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
     ok(*command)
     _, info = level(tmp_path / "control", 1)
     assert (info["masks"], info["prune_fraction"], info["criterion"]) == (
-        "all 5 pretrain_lr 0.3", FRACTION, "magnitude")  # fmt: skip
+        "all 5 pretrain_lr 0.3",
+        FRACTION,
+        "magnitude",
+    )
     assert not {"masks", "masks_sha256", "shuffled"} & level(own, 1)[1].keys()
     refused([*command, "--shuffle-masks"], "shuffled unknown there, True now")
     refused(["imp", other, *out], "masks all 5 pretrain_lr 0.3 there, unknown now")
@@ -78,27 +85,59 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
         common.save_tensors(own / f"level0{changed}.safetensors", tensors, about)
         refused(command, word)
 
-    easy = {"scheme": "easy", "subset_size": 32, "class_balanced": False, "label_noise": 0, "rewind_step": 9,
-            "preset": "digits", "score": "el2n", "pretrain_lr": 0.5, "noise_seed": 0}  # fmt: skip
+    easy = {
+        "scheme": "easy",
+        "subset_size": 32,
+        "class_balanced": False,
+        "label_noise": 0,
+        "rewind_step": 9,
+        "preset": "digits",
+        "score": "el2n",
+        "pretrain_lr": 0.5,
+        "noise_seed": 0,
+    }
     other = {"label_noise": 0.5, "score": "x", "noise_seed": 2}
-    for change, name in ((other, "easy 32 9 noise 50% score x noise_seed 2"), ({"rewind_step": 0}, "init"),
-                         ({"class_balanced": True, "scheme": "random"}, "random 32 9")):  # fmt: skip
+    for change, name in (
+        (other, "easy 32 9 noise 50% score x noise_seed 2"),
+        ({"rewind_step": 0}, "init"),
+        ({"class_balanced": True, "scheme": "random"}, "random 32 9"),
+    ):
         assert common.start_name(easy | change) == name
 
 
 def test_masks_that_cannot_be_used_are_one_line(ok, refused, pruned, tmp_path):
     own, other = pruned
-    wide, deep = start(ok, tmp_path / "wide", "--width", 3), start(ok, tmp_path / "deep", "--depth", 14)
+    wide, deep = (
+        start(ok, tmp_path / "wide", "--width", 3),
+        start(ok, tmp_path / "deep", "--depth", 14),
+    )
     ok("imp", other, "--masks", own, "--levels", 0, "--out", tmp_path / "control")
     for rewind, flags, *words in (
         (other, ["--masks", own, "--levels", 3], "own has not finished level 3"),
-        (other, ["--masks", tmp_path / "nowhere", "--levels", 0], "nowhere has not finished level 0"),
+        (
+            other,
+            ["--masks", tmp_path / "nowhere", "--levels", 0],
+            "nowhere has not finished level 0",
+        ),
         (wide, ["--masks", own], "level00.safetensors", "conv.weight", "recipe needs"),
         (deep, ["--masks", own], "level00.safetensors", "tensor blocks.1"),
         (other, ["--masks", own, own], "--masks: 2 folders for 1"),
-        (other, ["--masks", tmp_path / "control", "--levels", 0], "control", "under the masks of all 5"),
-        (other, ["--masks", own, "--levels", 0, "--prune-fraction", 0.3], f"0.3 contradicts {FRACTION}"),
-        (other, ["--masks", own, "--out", own / ".." / "own", "--force"], "is a folder to write to"),
+        (
+            other,
+            ["--masks", tmp_path / "control", "--levels", 0],
+            "control",
+            "under the masks of all 5",
+        ),
+        (
+            other,
+            ["--masks", own, "--levels", 0, "--prune-fraction", 0.3],
+            f"0.3 contradicts {FRACTION}",
+        ),
+        (
+            other,
+            ["--masks", own, "--out", own / ".." / "own", "--force"],
+            "is a folder to write to",
+        ),
         (other, ["--shuffle-masks"], "--shuffle-masks needs --masks"),
     ):
         refused(["imp", rewind, "--levels", 2, "--out", tmp_path / "out", *flags], *words)
@@ -125,9 +164,14 @@ def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
         for control in (f"no pre-training, masks={masks}", f"{own}, masks={masks}, shuffled"):
             assert found[control, own]["replicates"] == "2 paired"
     assert (f"{EASY}, masks=all 20", ALL) in found
-    reinit, own = ([float(row["test_accuracy"]) for seed in (0, 1)
-                    for row in read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv")[1:]]
-                   for name in ("all-t20-reinit", "all-t20"))  # fmt: skip
+    reinit, own = (
+        [
+            float(row["test_accuracy"])
+            for seed in (0, 1)
+            for row in read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv")[1:]
+        ]
+        for name in ("all-t20-reinit", "all-t20")
+    )
     difference = found["no pre-training, masks=all 20", ALL]["difference"]
     assert float(difference) == pytest.approx(100 * (np.mean(reinit) - np.mean(own)))
     assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
@@ -145,35 +189,48 @@ def test_figure_masks_against_numpy_and_chance_against_a_simulation(controls):
         layers = [[mask.flatten().numpy().astype(bool) for _, mask in of] for of in masks]
         a, b = map(np.concatenate, layers)
         assert float(row["overlap"]) == (a & b).sum() / (a | b).sum()
-        both = np.mean([sum((draw.permutation(x) & y).sum() for x, y in zip(*layers)) for _ in range(50)])
+        both = np.mean(
+            [sum((draw.permutation(x) & y).sum() for x, y in zip(*layers)) for _ in range(50)]
+        )
         assert float(row["chance"]) == pytest.approx(both / (a.sum() + b.sum() - both), abs=0.005)
 
 
 def test_figure_barrier_and_its_scores_against_plain_pytorch(ok, controls, digits, tmp_path):
     root = tmp_path / "runs"
-    own = [shutil.copytree(controls / "runs/digits/all-t20" / seed, root / "all-t20" / seed)
-           for seed in ("seed0", "seed1")]  # fmt: skip
+    own = [
+        shutil.copytree(controls / "runs/digits/all-t20" / seed, root / "all-t20" / seed)
+        for seed in ("seed0", "seed1")
+    ]
     for name, masks in (("again", ["--masks", *own]), ("alone", [])):  # alone: masks of their own
         shutil.rmtree(root / "again", ignore_errors=True)
-        starts, outs = [folder / "rewind.safetensors" for folder in own], [root / name / x for x in "01"]
+        starts, outs = (
+            [folder / "rewind.safetensors" for folder in own],
+            [root / name / x for x in "01"],
+        )
         ok("imp", *starts, *masks, "--order-seed", 1000, "--levels", 2, "--out", *outs)
         ok("plot", root, "--figure", "barrier", "--out", tmp_path / name, "--device", "cpu")
     rows = read_csv(tmp_path / "again/digits-barrier.csv")
-    assert [(row["seed"], row["level"]) for row in rows] == [(seed, n) for seed in "01" for n in "012"]
+    assert [(row["seed"], row["level"]) for row in rows] == [
+        (seed, n) for seed in "01" for n in "012"
+    ]
     assert [row["level"] for row in read_csv(tmp_path / "alone/digits-barrier.csv")] == ["0", "0"]
 
     net, every = common.ResNet(8, 2, 1, 10).eval(), range(len(digits.labels))
     ends = [[part(folder, 0, "weight") for folder in (own[k], root / f"alone/{k}")] for k in (0, 1)]
 
     def at(k, t, images):
-        net.load_state_dict({name: (1 - t) * a + t * ends[k][1][name] for name, a in ends[k][0].items()})
+        net.load_state_dict(
+            {name: (1 - t) * a + t * ends[k][1][name] for name, a in ends[k][0].items()}
+        )
         with torch.no_grad():
             return net(((images.float() - digits.mean) / digits.std).permute(0, 3, 1, 2)).double()
 
     images, examples = digits.train_images(), []
     wrong = [at(0, k / 10, digits.test).argmax(1) != digits.test_labels for k in range(11)]
     errors = [100 * each.double().mean().item() for each in wrong]
-    assert float(rows[0]["error_barrier"]) == pytest.approx(max(errors) - (errors[0] + errors[10]) / 2)
+    assert float(rows[0]["error_barrier"]) == pytest.approx(
+        max(errors) - (errors[0] + errors[10]) / 2
+    )
     for k in (0, 1):
         a, middle, b = (-at(k, t, images).log_softmax(1)[every, digits.labels] for t in (0, 0.5, 1))
         examples.append((middle - (a + b) / 2).numpy())
@@ -184,7 +241,17 @@ def test_figure_barrier_and_its_scores_against_plain_pytorch(ok, controls, digit
     assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(accuracy))
     scores = tmp_path / "alone/barrier-digits-all-data-20-steps.npy"
     np.testing.assert_allclose(np.load(scores), np.mean(examples, axis=0), atol=1e-4)
-    ok("subset", "--select", "easy", "--size", 99, "--scores", scores, "--out", tmp_path / "connected.npy")
+    ok(
+        "subset",
+        "--select",
+        "easy",
+        "--size",
+        99,
+        "--scores",
+        scores,
+        "--out",
+        tmp_path / "connected.npy",
+    )
     assert json.loads((tmp_path / "connected.json").read_text())["score"] == "barrier"
     for measure in (plot.loss_barrier, plot.error_barrier):  # exactly 0 of a network and itself
         assert not np.any(measure(net, ends[0][0], ends[0][0], digits))
@@ -194,7 +261,9 @@ def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, pag
     ok("plot", controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
     (ax,) = pages[0].axes
     rows = read_csv(tmp_path / "verdicts.csv")[-2:]  # of levels 1 and 2
-    differences, low, high = ([float(row[key]) for row in rows] for key in ("difference", "low", "high"))
+    differences, low, high = (
+        [float(row[key]) for row in rows] for key in ("difference", "low", "high")
+    )
     _, line = ax.get_lines()  # of the margin, and of the only curve beside all data
     margin, band = (c.get_paths()[0].vertices[:, 1] for c in ax.collections)
     assert line.get_ydata() == pytest.approx(differences)

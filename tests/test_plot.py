@@ -20,14 +20,27 @@ PAPER = ROOT / "paper_curves.json"
 def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **settings):
     """Folders as imp.py leaves them, a seed for each row of accuracies: "easy 64 2" or "all 4" (steps)."""
     scheme, *size, step = name.split()
-    recipe = {"preset": "cifar10", "dataset": "cifar10", "depth": 20, "lr": 0.1, "scheme": scheme,
-              "subset_size": int(*size) if size else None, "rewind_step": int(step), "label_noise": noise,
-              "noise_seed": 0, "pretrain_lr": rate, "class_balanced": None, "score": None}  # fmt: skip
+    recipe = {
+        "preset": "cifar10",
+        "dataset": "cifar10",
+        "depth": 20,
+        "lr": 0.1,
+        "scheme": scheme,
+        "subset_size": int(*size) if size else None,
+        "rewind_step": int(step),
+        "label_noise": noise,
+        "noise_seed": 0,
+        "pretrain_lr": rate,
+        "class_balanced": None,
+        "score": None,
+    }
     info = {"prune_fraction": 0.2, "order_seed": None, "criterion": "magnitude"} | (own or {})
     for seed, accuracy in enumerate(rows, first):
         folder = Path(root, f"{name}-{noise}-{rate}", f"seed{seed}")
         folder.mkdir(parents=True)
-        recipe["subset_sha256"] = f"{scheme}{seed if scheme == 'random' else ''}{0:064}" if size else None
+        recipe["subset_sha256"] = (
+            f"{scheme}{seed if scheme == 'random' else ''}{0:064}" if size else None
+        )
         info |= {"rewind_sha256": f"{folder}", "recipe": recipe | {"seed": seed}}
         for key, value in settings.items():
             (info if key in info else info["recipe"])[key] = value
@@ -35,7 +48,9 @@ def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **setti
             row = {"level": n, "weights_remaining": 0.8**n, "test_accuracy": float(a)}
             common.save_tensors(folder / f"level{n:02d}.safetensors", {}, info | {"row": row})
         lines = [f"{n},{0.8**n},{float(a)}\n" for n, a in enumerate(accuracy)]
-        (folder / "results.csv").write_text("level,weights_remaining,test_accuracy\n" + "".join(lines))
+        (folder / "results.csv").write_text(
+            "level,weights_remaining,test_accuracy\n" + "".join(lines)
+        )
     return folder
 
 
@@ -65,7 +80,11 @@ def verdicts(folder, a, b):
 
 def table_rows(text, *starts):
     """The cells of a Markdown table's rows whose first cells begin with these."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
     return [row for row in rows if all(cell.startswith(start) for cell, start in zip(row, starts))]
 
 
@@ -82,10 +101,13 @@ def lines_of(ax):
 def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(ok, tmp_path, pages):
     made, runs, x = np.random.default_rng(0), tmp_path / "runs", 0.8 ** np.arange(7)
     expected = {
-        "all data, 4 steps": ("all 4", "#0072b2", "."), "all data, 2 steps": ("all 2", "#e8820e", "."),
-        "no pre-training": ("all 0", "#d9b800", "."), "random 64, 2 steps": ("random 64 2", "#009e73", "o"),
-        "easy 64, 2 steps": ("easy 64 2", "#b2182b", "^"), "hard 64, 2 steps": ("hard 64 2", "#f07fc0", "x"),
-    }  # fmt: skip
+        "all data, 4 steps": ("all 4", "#0072b2", "."),
+        "all data, 2 steps": ("all 2", "#e8820e", "."),
+        "no pre-training": ("all 0", "#d9b800", "."),
+        "random 64, 2 steps": ("random 64 2", "#009e73", "o"),
+        "easy 64, 2 steps": ("easy 64 2", "#b2182b", "^"),
+        "hard 64, 2 steps": ("hard 64 2", "#f07fc0", "x"),
+    }
     for name, *_ in expected.values():
         fake_runs(runs, name, *made.uniform(0.7, 0.9, (3, 7)))
     printed = ok("plot", runs, "--out", tmp_path)
@@ -96,7 +118,9 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(ok, tmp_path,
     assert set(lines) == {*(f"{name} (n=3)" for name in expected), "dense"}
     for label, (name, *look) in expected.items():
         line = lines[f"{label} (n=3)"]
-        np.testing.assert_allclose(line.get_xydata(), np.c_[100 * x, accuracies(runs, name).mean(0)])
+        np.testing.assert_allclose(
+            line.get_xydata(), np.c_[100 * x, accuracies(runs, name).mean(0)]
+        )
         assert [line.get_color(), line.get_marker()] == look
     np.testing.assert_allclose(lines["dense"].get_ydata(), top[:, 0].mean())
     bands = [c.get_paths()[0].vertices[:, 1] for c in ax.collections if c.get_paths()]
@@ -114,10 +138,14 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(ok, tmp_path,
     row = next(r for r in summary if (r["scheme"], r["level"]) == ("easy", "3"))
     assert (len(summary), row["source"], row["curve"]) == (6 * 7, "runs", "easy 64, 2 steps")
     numbers = [float(row[key]) for key in ("replicates", "mean", "std", "weights_remaining")]
-    np.testing.assert_allclose(numbers, [3, easy[:, 3].mean() / 100, easy[:, 3].std(ddof=1) / 100, x[3]])
+    np.testing.assert_allclose(
+        numbers, [3, easy[:, 3].mean() / 100, easy[:, 3].std(ddof=1) / 100, x[3]]
+    )
     for values in (easy[:, 3], easy[:, 6], easy[:, 1:].mean(1)):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in printed
-    assert len(read_csv(tmp_path / "verdicts.csv")) == 15 * (1 + 1 + 6)  # pairs; all levels, a third, each
+    assert len(read_csv(tmp_path / "verdicts.csv")) == 15 * (
+        1 + 1 + 6
+    )  # pairs; all levels, a third, each
     found = verdicts(tmp_path, "easy 64, 2 steps", "all data, 4 steps")
     assert {*found} == {(1, 6), (5, 6), *((n, n) for n in range(1, 7))}
     for (first, last), row in found.items():
@@ -138,18 +166,28 @@ def test_every_figure_and_interval_of_the_paper_from_its_own_curves(ok, preset, 
     files = {path.name: path.read_bytes()[:4] for path in tmp_path.iterdir()}
     assert files.keys() == {*pictures, "summary.csv", "summary.md", "verdicts.csv"}
     assert [files[name] for name in pictures] == [b"\x89PNG", b"%PDF"] * len(figures)
-    raw = {(c["scheme"], c["subset_size"], c["rewind_step"], c["label_noise"]): c
-           for c in json.loads(PAPER.read_text())["curves"] if c["dataset"] == preset}  # fmt: skip
+    raw = {
+        (c["scheme"], c["subset_size"], c["rewind_step"], c["label_noise"]): c
+        for c in json.loads(PAPER.read_text())["curves"]
+        if c["dataset"] == preset
+    }
     curves = {}
     for row in read_csv(tmp_path / "summary.csv"):  # mean and deviation are the published ones
         scheme, size = row["scheme"].replace("init", "all"), int(row["subset_size"] or 0) or None
-        c, n = raw[scheme, size, int(row["rewind_step"]), float(row["label_noise"])], int(row["level"])
+        c, n = (
+            raw[scheme, size, int(row["rewind_step"]), float(row["label_noise"])],
+            int(row["level"]),
+        )
         std = c["std"][n] * math.sqrt(c["replicates"] / (c["replicates"] - 1))
-        np.testing.assert_allclose([float(row["mean"]), float(row["std"])], [c["mean"][n], std], atol=1e-12)
+        np.testing.assert_allclose(
+            [float(row["mean"]), float(row["std"])], [c["mean"][n], std], atol=1e-12
+        )
         assert row["source"] == "paper"
         curves[row["curve"], row["label_noise"]] = c
     rows = read_csv(tmp_path / "verdicts.csv")
-    assert len(rows) == {"cifar10": 2880, "cifar100": 1350, "cinic10": 1260}[preset]  # of all panels
+    assert (
+        len(rows) == {"cifar10": 2880, "cifar100": 1350, "cinic10": 1260}[preset]
+    )  # of all panels
     for row in rows:
         pair = [curves.get((row[x], row["label_noise"])) or curves[row[x], "0.0"] for x in "ab"]
         levels = slice(int(row["first_level"]), int(row["last_level"]) + 1)
@@ -163,35 +201,59 @@ def test_every_figure_and_interval_of_the_paper_from_its_own_curves(ok, preset, 
 
 
 @pytest.mark.parametrize(("preset", "size"), [("cifar10-small", 3200), ("digits", 256)])
-def test_figures_2_and_3_of_small_presets_have_balanced_easy_beside_easy(ok, tmp_path, pages, preset, size):
+def test_figures_2_and_3_of_small_presets_have_balanced_easy_beside_easy(
+    ok, tmp_path, pages, preset, size
+):
     t = common.PRESETS[preset]["t_star"]
-    usual = {key: value for key, value in common.PRESETS[preset].items() if key in common.HYPERPARAMETERS}
-    usual |= {"preset": preset, "dataset": common.PRESETS[preset]["dataset"], "prune_fraction": 0.488}
-    easy, top, low = f"easy {size} {t // 2}", *([[0.9, a + k / 1000] for k in range(3)] for a in (0.8, 0.7))
+    usual = {
+        key: value for key, value in common.PRESETS[preset].items() if key in common.HYPERPARAMETERS
+    }
+    usual |= {
+        "preset": preset,
+        "dataset": common.PRESETS[preset]["dataset"],
+        "prune_fraction": 0.488,
+    }
+    easy, top, low = (
+        f"easy {size} {t // 2}",
+        *([[0.9, a + k / 1000] for k in range(3)] for a in (0.8, 0.7)),
+    )
     usual["rate"] = usual.pop("pretrain_lr")
     for usual["noise"] in (0.0, 0.5):
         for name in (f"all {t // 2}", f"all {t}"):
             fake_runs(tmp_path, name, *low, **usual)
         for balanced in (False, True):
-            fake_runs(tmp_path / f"{balanced}", easy, *top, class_balanced=balanced, score="el2n", **usual)
+            fake_runs(
+                tmp_path / f"{balanced}", easy, *top, class_balanced=balanced, score="el2n", **usual
+            )
     printed = ok("plot", tmp_path, "--figure", 2, 3, "--out", tmp_path)
     for page in pages:
         lines = lines_of(page.axes[0])
-        looks = {lines[f"easy {size}, {t // 2} steps{kind} (n=3)"].get_color() for kind in ("", ", balanced")}
+        looks = {
+            lines[f"easy {size}, {t // 2} steps{kind} (n=3)"].get_color()
+            for kind in ("", ", balanced")
+        }
         assert len(looks) == 2
     for text, says in zip(printed.split("50% random labels: accuracy"), ("no worse", "better")):
         rows = table_rows(text, f"easy {size}, {t // 2} steps", f"all data, {t} steps")
-        assert [row[9] for row in rows] == [f"{says}: supported", ""]  # the paper has no balanced ones
+        assert [row[9] for row in rows] == [
+            f"{says}: supported",
+            "",
+        ]  # the paper has no balanced ones
 
 
-def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_curves(ok, tmp_path, pages):
+def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_curves(
+    ok, tmp_path, pages
+):
     made, runs = np.random.default_rng(3), tmp_path / "runs"
     for name in ("easy 3200 200", "all 400", "random 77 200", "easy 512 200"):
         fake_runs(runs, name, *made.uniform(0.7, 0.9, (2, 17)))
     fake_runs(runs / "b", "easy 512 200", *made.uniform(0.7, 0.9, (2, 17)), class_balanced=True)
     printed = ok("plot", runs, "--figure", 5, 4, "--paper", PAPER, "--out", tmp_path)
-    raw = {c["subset_size"]: c["mean"] for c in json.loads(PAPER.read_text())["curves"]
-           if (c["dataset"], c["label_noise"], c["scheme"]) == ("cifar10", 0.0, "easy")}  # fmt: skip
+    raw = {
+        c["subset_size"]: c["mean"]
+        for c in json.loads(PAPER.read_text())["curves"]
+        if (c["dataset"], c["label_noise"], c["scheme"]) == ("cifar10", 0.0, "easy")
+    }
     assert [ax.get_title()[:8] for ax in pages[1].axes[:2]] == ["level 8,", "level 10"]
     by_level, by_size = lines_of(pages[0].axes[2]), lines_of(pages[1].axes[1])
     for lines, wanted in ((by_level, raw[3200][:17]), (by_size, [raw[512][10], raw[3200][10]])):
@@ -199,13 +261,20 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
         assert len(thin) == 2  # of easy and of all data; the paper has no 77 random
         (easy,) = (name for name in thin if "easy" in name)
         np.testing.assert_allclose(lines[easy].get_ydata(), 100 * np.array(wanted))
-    easy, small, top = (accuracies(runs, name) for name in ("easy 3200 200", "easy 512 200", "all 400"))
+    easy, small, top = (
+        accuracies(runs, name) for name in ("easy 3200 200", "easy 512 200", "all 400")
+    )
     line = by_size["easy, 200 steps (n=2)"]
     expected = [[512, small[:, 10].mean()], [3200, easy[:, 10].mean()]]
     np.testing.assert_allclose(line.get_xydata(), expected)
     np.testing.assert_allclose(by_size["all data, 400 steps (n=2)"].get_ydata(), top[:, 10].mean())
-    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (512,)  # a point of its own,
-    assert {band.get_linewidth()[0] for band in pages[1].axes[1].collections} == {0, 8}  # with a bar
+    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (
+        512,
+    )  # a point of its own,
+    assert {band.get_linewidth()[0] for band in pages[1].axes[1].collections} == {
+        0,
+        8,
+    }  # with a bar
     (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
     expected = easy[:, 1:].mean() - 100 * np.mean(raw[3200][1:17])
     assert float(row[2]) == pytest.approx(expected, abs=0.005)
@@ -220,18 +289,29 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
     panels = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     assert [(p.noise, p.rate) for p in panels] == [(0.0, 0.1), (0.0, 0.4), (0.5, 0.4)]
     for p in panels:
-        assert [(p.role(c), len(c.accuracy)) for c in p.curves] == [("t*", 1), ("init", 2), ("easy", 1)]
+        assert [(p.role(c), len(c.accuracy)) for c in p.curves] == [
+            ("t*", 1),
+            ("init", 2),
+            ("easy", 1),
+        ]
         assert {c.noise for c in p.curves if c.scheme != "init"} == {p.noise}
-        assert (f"rate {p.rate}" in p.title, "50% random labels" in p.title) == (True, p.noise == 0.5)
+        assert (f"rate {p.rate}" in p.title, "50% random labels" in p.title) == (
+            True,
+            p.noise == 0.5,
+        )
     for shown, ending in ((panels, ", rate 0.4"), (panels[1:], "")):  # titles' words, as names
         names = [c.name for c in plot.as_one(shown).curves if c.scheme == "easy" and c.rate == 0.4]
-        assert names == [f"easy 32, 2 steps{noise}{ending}" for noise in ("", ", 50% random labels")]
+        assert names == [
+            f"easy 32, 2 steps{noise}{ending}" for noise in ("", ", 50% random labels")
+        ]
 
 
 def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(ok, tmp_path):
     for step in (0, 100, 200, 400, 800, 1600):  # run_all.sh cifar10 tstar
         fake_runs(tmp_path, f"all {step}", [0.9])
-    assert "difference.png" in ok("plot", tmp_path, "--figure", "difference", "--out", tmp_path)  # empty
+    assert "difference.png" in ok(
+        "plot", tmp_path, "--figure", "difference", "--out", tmp_path
+    )  # empty
     (panel,) = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     roles = {c.step: panel.role(c) for c in panel.curves}
     assert roles == {400: "t*", 200: "t*/2", 0: "init", 1600: "other", 800: "other", 100: "other"}
@@ -243,13 +323,26 @@ def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(ok, tmp_p
     assert [p.step for p in plot.choose("2", panels, "cifar10")] == [200]
 
 
-@pytest.mark.parametrize(("changed", "names"), [
-    *(({key: value}, ["", f", {key}={value}"]) for key, value in (
-        ("criterion", "random"), ("depth", 32), ("prune_fraction", 0.5), ("precision", "bf16"),
-        ("score", "margin"), ("noise_seed", 3))),
-    ({"own": {"rule": "snip"}}, ["", ", rule=snip"]), ({"own": {"shuffled": True}}, ["", ", shuffled"]),
-    ({"class_balanced": True}, ["", ", balanced"]), ({"subset_sha256": "abcdef"}, [", #abcd", ", #easy"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        *(
+            ({key: value}, ["", f", {key}={value}"])
+            for key, value in (
+                ("criterion", "random"),
+                ("depth", 32),
+                ("prune_fraction", 0.5),
+                ("precision", "bf16"),
+                ("score", "margin"),
+                ("noise_seed", 3),
+            )
+        ),
+        ({"own": {"rule": "snip"}}, ["", ", rule=snip"]),
+        ({"own": {"shuffled": True}}, ["", ", shuffled"]),
+        ({"class_balanced": True}, ["", ", balanced"]),
+        ({"subset_sha256": "abcdef"}, [", #abcd", ", #easy"]),
+    ],
+)
 def test_names_say_what_departs(ok, tmp_path, changed, names):
     """The baseline keeps its name, in whatever order the two are found, and a row compares them."""
     for a, b in ("ab", "ba"):
@@ -273,10 +366,17 @@ def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(ok, tmp_path):
         for name in ("all 400", "easy 3200 200"):
             fake_runs(tmp_path / where, name, [0.9, 0.8], [0.9, 0.81], **own)
         printed, departs = ok("plot", tmp_path / where, *flags), where == "other"
-        assert [word in printed for word in ("net cnn", "depth 14 (preset: 20)")] == [departs, departs]
-        assert bool(table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")) == (not departs)
+        assert [word in printed for word in ("net cnn", "depth 14 (preset: 20)")] == [
+            departs,
+            departs,
+        ]
+        assert bool(table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")) == (
+            not departs
+        )
         assert "easy 3200, 200 steps, " not in printed  # what all share tells nothing apart
-        assert (": supported" in printed) == (not departs)  # what the paper says is about its own setting
+        assert (": supported" in printed) == (
+            not departs
+        )  # what the paper says is about its own setting
     for rate, said in ((0.05, True), (0.4, False)):  # two rates are none that all share
         fake_runs(tmp_path / "rate", "easy 3200 200", [0.8, 0.7], rate=rate)
         assert ("pretrain_lr 0.05 (preset: 0.4)" in ok("plot", tmp_path / "rate", *flags)) == said
@@ -311,7 +411,11 @@ def test_what_is_no_replicate_is_said_and_left_out(tmp_path, capsys):
     for where, own in (("a", {}), ("copy", {}), ("order", {"order_seed": 3})):
         fake_runs(tmp_path / where, "easy 32 2", [0.9, 0.8], own=own)
     fake_runs(tmp_path, "easy 32 2", [0.7, 0.6], first=1)
-    for name, subset in (("random 64 2", ["the same"] * 3), ("rule 32 2", "012"), ("random 32 2", "345")):
+    for name, subset in (
+        ("random 64 2", ["the same"] * 3),
+        ("rule 32 2", "012"),
+        ("random 32 2", "345"),
+    ):
         for seed, sha256 in enumerate(subset):
             fake_runs(tmp_path, name, [0.9, 0.8], first=seed, subset_sha256=sha256)
     ((_, curves),) = plot.read_runs(tmp_path).items()
@@ -324,12 +428,16 @@ def test_what_is_no_replicate_is_said_and_left_out(tmp_path, capsys):
     assert "random 32" not in printed
 
 
-@pytest.mark.parametrize(("level", "step", "where"), [(2, 17, "level 2, step 17"), (None, 3, "pre-training")])
+@pytest.mark.parametrize(
+    ("level", "step", "where"), [(2, 17, "level 2, step 17"), (None, 3, "pre-training")]
+)
 def test_replicates_that_diverged_or_are_unfinished_are_named(ok, tmp_path, level, step, where):
     whole = [0.9, 0.8, 0.7]
     fake_runs(tmp_path / "runs", "all 4", *[whole] * 5)
     folder = fake_runs(tmp_path / "runs", "easy 32 2", whole, whole, whole[:1], whole[: level or 1])
-    fake_runs(tmp_path / "runs", "hard 32 2", [0.9])  # a setting whose other levels are still to come
+    fake_runs(
+        tmp_path / "runs", "hard 32 2", [0.9]
+    )  # a setting whose other levels are still to come
     diverge(folder, level, step, seed=3)
     if level is None:
         for path in (folder / "results.csv", folder / "level00.safetensors"):
@@ -349,7 +457,9 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(ok, tmp_path, leve
 
 def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_diverged(tmp_path):
     fake_runs(tmp_path, "all 4", *[[0.9, 0.8]] * 3)
-    under = fake_runs(tmp_path / "c", "all 0", *[[0.9, 0.7]] * 3, first=1000, own={"masks": "all 4"})
+    under = fake_runs(
+        tmp_path / "c", "all 0", *[[0.9, 0.7]] * 3, first=1000, own={"masks": "all 4"}
+    )
     diverge(under, 1, 7, seed=1003)
     (control,) = (c for c in plot.read_runs(tmp_path)["cifar10"] if c.masks)
     assert ([*control.accuracy], [*control.diverged]) == ([0, 1, 2], [3])
@@ -357,11 +467,20 @@ def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_d
 
 def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval_of_welch():
     for seeds, replicates in (
-        ([0, 1, 2], "3 paired"), ([0, 1, 2, 9], "3 paired"), ([0, 1, 9, 10], "4 and 4"), ([0], "1 paired"),
-        ([0, 1], "2 paired"), ([0, 1, 9], "4 and 3"), ([0, 9], "4 and 2"), ([9], "4 and 1"),
-    ):  # fmt: skip
+        ([0, 1, 2], "3 paired"),
+        ([0, 1, 2, 9], "3 paired"),
+        ([0, 1, 9, 10], "4 and 4"),
+        ([0], "1 paired"),
+        ([0, 1], "2 paired"),
+        ([0, 1, 9], "4 and 3"),
+        ([0, 9], "4 and 2"),
+        ([9], "4 and 1"),
+    ):
         found = plot.compare(curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds))
-        assert (found.replicates, np.isnan(found.low)) == (replicates, replicates in ("1 paired", "4 and 1"))
+        assert (found.replicates, np.isnan(found.low)) == (
+            replicates,
+            replicates in ("1 paired", "4 and 1"),
+        )
     a, b = np.random.default_rng(0).normal(90, 1, (2, 4, 6))
     ours = plot.compare(curve(a), curve(b[:3], seeds=[7, 8, 9]), 2, 4)
     theirs = scipy.stats.ttest_ind(a[:, 2:5].mean(1), b[:3, 2:5].mean(1), equal_var=False)
@@ -373,25 +492,49 @@ def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval
 
 
 # what the paper says of two roles, at a share of random labels
-SAID = [("no worse", 0.0, "easy", "t*"), ("worse", 0.0, "hard", "random"), ("better", 0.1, "easy", "t*"),
-        ("no better", 0.5, "random", "init")]  # fmt: skip
+SAID = [
+    ("no worse", 0.0, "easy", "t*"),
+    ("worse", 0.0, "hard", "random"),
+    ("better", 0.1, "easy", "t*"),
+    ("no better", 0.5, "random", "init"),
+]
 
 
-@pytest.mark.parametrize(("gaps", "word", "needed", "statements"), [
-    ([1.0, 1.2, 0.8], "better", 0, "supported contradicted supported contradicted"),
-    ([-1.0, -1.2, -0.8], "worse", 1.497, "contradicted supported contradicted supported"),
-    ([0.01, -0.02, 0.01], "no worse", 0.043, "supported undecided undecided supported"),  # a clear tie
-    ([0.0, 0.0, 0.0], "no worse", 0.0, "supported undecided undecided supported"),
-    # as sure a loss, and smaller than the margin
-    ([-0.24, -0.25, -0.23], "worse within margin", 0.265, "supported supported contradicted supported"),
-    ([2.0, -2.0, 1.0], "undecided", 4.838, "undecided undecided undecided undecided"),
-    ([3.0], "undecided", np.nan, "undecided undecided undecided undecided"),  # one replicate, however good
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gaps", "word", "needed", "statements"),
+    [
+        ([1.0, 1.2, 0.8], "better", 0, "supported contradicted supported contradicted"),
+        ([-1.0, -1.2, -0.8], "worse", 1.497, "contradicted supported contradicted supported"),
+        (
+            [0.01, -0.02, 0.01],
+            "no worse",
+            0.043,
+            "supported undecided undecided supported",
+        ),  # a clear tie
+        ([0.0, 0.0, 0.0], "no worse", 0.0, "supported undecided undecided supported"),
+        # as sure a loss, and smaller than the margin
+        (
+            [-0.24, -0.25, -0.23],
+            "worse within margin",
+            0.265,
+            "supported supported contradicted supported",
+        ),
+        ([2.0, -2.0, 1.0], "undecided", 4.838, "undecided undecided undecided undecided"),
+        (
+            [3.0],
+            "undecided",
+            np.nan,
+            "undecided undecided undecided undecided",
+        ),  # one replicate, however good
+    ],
+)
 def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, statements):
     base, keys = np.linspace(80, 90, 5), {"t*": ("all", None, 4), "init": ("init", None, 0)}
     for (said, noise, *roles), means in zip(SAID, statements.split()):
-        a, b = (curve([base + gap for gap in each], *keys.get(role, (role, 64)))
-                for each, role in zip((gaps, [0] * len(gaps)), roles))  # fmt: skip
+        a, b = (
+            curve([base + gap for gap in each], *keys.get(role, (role, 64)))
+            for each, role in zip((gaps, [0] * len(gaps)), roles)
+        )
         panel = plot.Panel(noise, 0.4, 2, 4, [b, a], "", 64)
         (found,) = plot.compare_pairs(panel, 1, None)
         assert plot.the_paper_says(panel, found, 0.5) == f"{said}: {means}"
@@ -405,21 +548,36 @@ def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, stateme
         assert plot.verdict(found, needed + 0.01) == "no worse"
 
 
-@pytest.mark.parametrize(("early", "late", "scatter", "text", "dominates"), [
-    (1.0, -3.0, 0, "better|worse at levels 11-15|worse at 5.5% 4.4% 3.5%", False),  # hidden by the mean
-    (1.0, 0.0, 0, "better", True),
-    (1.0, 0.0, 1, "better|undecided at levels 11-15", None),
-    (0.2, -0.8, 0, "no worse|worse at 5.5% 4.4% 3.5%", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("early", "late", "scatter", "text", "dominates"),
+    [
+        (
+            1.0,
+            -3.0,
+            0,
+            "better|worse at levels 11-15|worse at 5.5% 4.4% 3.5%",
+            False,
+        ),  # hidden by the mean
+        (1.0, 0.0, 0, "better", True),
+        (1.0, 0.0, 1, "better|undecided at levels 11-15", None),
+        (0.2, -0.8, 0, "no worse|worse at 5.5% 4.4% 3.5%", True),
+    ],
+)
 def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dominates):
     each = np.array([[-1.0], [0.0], [1.0]])
     gap = np.hstack([np.tile(early + 0.01 * each, 13), np.tile(late + (scatter + 0.01) * each, 3)])
     a, b = curve(90 + gap), curve(90 + 0 * gap, "all", None, 4)
     panel = plot.Panel(0.0, 0.4, 2, 4, [b, a], "", None)
     (d,) = plot.compare_pairs(panel, 1, None)
-    assert plot.full_verdict(d, 0.5) == (text.replace("|", ", but ", 1).replace("|", " and "), dominates)
+    assert plot.full_verdict(d, 0.5) == (
+        text.replace("|", ", but ", 1).replace("|", " and "),
+        dominates,
+    )
     table = plot.verdict_table("x", panel, [d], 0.5)
-    assert (": matching" in table, ": not matching" in table) == (dominates is True, dominates is False)
+    assert (": matching" in table, ": not matching" in table) == (
+        dominates is True,
+        dominates is False,
+    )
     assert plot.margin_needed(d) == pytest.approx(max(0, -d.low, -plot.compare(a, b, 11, 15).low))
 
 
@@ -433,22 +591,28 @@ def test_without_a_difference_better_and_worse_are_rare(replicates):
         for kind in ("paired", "unpaired", "published"):
             words = []
             for a, b in rows.reshape(times, 2, replicates, 9):
-                if kind == "published":  # all that is known of them: mean and deviation of each level
+                if (
+                    kind == "published"
+                ):  # all that is known of them: mean and deviation of each level
                     z = (np.arange(replicates) - (replicates - 1) / 2)[:, None]
                     a, b = (x.mean(0) + x.std(0) * z / z.std() for x in (a, b))
                 seeds = range(100, 100 + replicates) if kind != "paired" else None
                 words.append(plot.verdict(plot.compare(curve(a), curve(b, seeds=seeds)), 0.5))
             counts[shared, kind] = words.count("better") / times, words.count("worse") / times
     assert max(max(pair) for pair in counts.values()) <= 0.035, counts
-    assert min(counts[0.0, "paired"]) > 0.015  # and an interval that is never wrong would be too wide
+    assert (
+        min(counts[0.0, "paired"]) > 0.015
+    )  # and an interval that is never wrong would be too wide
 
 
 def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
     """Of CIFAR-10; its numbers are compared above."""
     flags = ["--paper", PAPER, "--preset", "cifar10", "--out", tmp_path, "--figure"]
     sizes, top, half = ok("plot", *flags, 5), "all data, 400 steps", "all data, 200 steps"
-    words = [verdicts(tmp_path, f"easy {n}, 200 steps", top)[1, 16]["verdict"].split(",")[0]
-             for n in (256, 512, 1024, 2048, 3200, 6400, 12800)]  # fmt: skip
+    words = [
+        verdicts(tmp_path, f"easy {n}, 200 steps", top)[1, 16]["verdict"].split(",")[0]
+        for n in (256, 512, 1024, 2048, 3200, 6400, 12800)
+    ]
     assert words == ["worse", "worse", "undecided", "worse", *["undecided"] * 3]
     same = "random 25600, 200 steps"  # the same runs drawn twice are not compared
     assert [(1, 16) in verdicts(tmp_path, same, other) for other in (top, half)] == [True, False]
@@ -468,14 +632,36 @@ def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
         assert (row[6], row[9]) == (found, said)
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    *(("results.csv", f"level,weights_remaining,test_accuracy\n{rows}\n") for rows in (
-        "", "0,1,many", "0,1", "1,1,0.5", "0,1,nan", "0,2,0.5",
-        "0,1,0.8\n1,0.8,0.8")),  # not what the level files say
-    *((name, text) for name in ("level00.safetensors", "paper.json") for text in (
-        "", "[]", "{}", "[" * 100000, '{"curves": [{}]}', '{"curves": 3}',
-        '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}')),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            ("results.csv", f"level,weights_remaining,test_accuracy\n{rows}\n")
+            for rows in (
+                "",
+                "0,1,many",
+                "0,1",
+                "1,1,0.5",
+                "0,1,nan",
+                "0,2,0.5",
+                "0,1,0.8\n1,0.8,0.8",
+            )
+        ),  # not what the level files say
+        *(
+            (name, text)
+            for name in ("level00.safetensors", "paper.json")
+            for text in (
+                "",
+                "[]",
+                "{}",
+                "[" * 100000,
+                '{"curves": [{}]}',
+                '{"curves": 3}',
+                '{"curves": [{"scheme": "easy", "dataset": "mnist"}]}',
+            )
+        ),
+    ],
+)
 def test_bad_files_are_one_line(refused, tmp_path, name, text):
     path = fake_runs(tmp_path, "all 4", [0.9, 0.8]) / name
     if name.startswith("level"):
@@ -486,16 +672,25 @@ def test_bad_files_are_one_line(refused, tmp_path, name, text):
     refused(["plot", *argv, "--out", tmp_path / "figures"], str(path))
 
 
-@pytest.mark.parametrize(("words", "names"), [
-    ("", "folder with runs"), (f"--paper {PAPER} --figure 2 masks", "folder with runs"),
-    ("--preset x", "--preset"), ("--figure 9", "--figure"), ("--margin -1", "--margin"),
-    ("--margin nan", "--margin"), (f"--paper {PAPER} --levels 5 2", "--levels"),
-    (f"--paper {PAPER} --preset=cifar10 --figure=2 --levels 30 40", "no level 30"),
-    (f"--paper {PAPER} --preset digits", "cifar10, cifar100, cinic10"),
-    (f"--paper {PAPER} --preset cifar100 --figure 3", "cifar10, cifar100, cinic10"),
-    ("--paper nowhere.json", "nowhere.json"), (".", "results.csv"), ("nowhere", "nowhere"),
-    (f"--paper {PAPER} --out file/figures", "file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("", "folder with runs"),
+        (f"--paper {PAPER} --figure 2 masks", "folder with runs"),
+        ("--preset x", "--preset"),
+        ("--figure 9", "--figure"),
+        ("--margin -1", "--margin"),
+        ("--margin nan", "--margin"),
+        (f"--paper {PAPER} --levels 5 2", "--levels"),
+        (f"--paper {PAPER} --preset=cifar10 --figure=2 --levels 30 40", "no level 30"),
+        (f"--paper {PAPER} --preset digits", "cifar10, cifar100, cinic10"),
+        (f"--paper {PAPER} --preset cifar100 --figure 3", "cifar10, cifar100, cinic10"),
+        ("--paper nowhere.json", "nowhere.json"),
+        (".", "results.csv"),
+        ("nowhere", "nowhere"),
+        (f"--paper {PAPER} --out file/figures", "file"),
+    ],
+)
 def test_wrong_arguments_are_one_line(refused, words, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()

@@ -28,7 +28,9 @@ def calling(lines, stage):
 
 def settings(lines):
     """Run folders that are pre-trained, and how many replicates each has."""
-    folders = [re.search(r"--out \S*?/[\w-]+/(\S+)/seed\d", line)[1] for line in calling(lines, "pretrain")]
+    folders = [
+        re.search(r"--out \S*?/[\w-]+/(\S+)/seed\d", line)[1] for line in calling(lines, "pretrain")
+    ]
     return {name: folders.count(name) for name in folders}
 
 
@@ -37,14 +39,27 @@ def pruned(lines):
     return [re.findall(r"\S+/rewind\.safetensors", line) for line in calling(lines, "imp")]
 
 
-@pytest.mark.parametrize(("arguments", "count", "scores"), [
-    ("digits", 3 + 4 + 2 + 3, 2),  # clean labels, and noisy ones without hard examples
-    ("digits fig5", 3 + 4 * 4, 1), ("cifar10-small", 3 + 4, 1), ("cifar10-small fig3", 1 + 2 * (2 + 3), 2),
-    ("cifar10", 6, 1), ("cifar10 fig3", 1 + 2 * 4, 2), ("cifar10 fig5", 3 + 8 * 3, 1),
-    ("cifar100 fig5", 3 + 6 * 3, 1), ("cinic10 fig6", 4 + 9 + 12, 1), ("cifar10 fig7", 1 + 2 * (2 + 8), 2),
-    ("cifar10 tstar", 1 + 5 * 3, 0), ("cifar10-small tstar", 1 + 4, 0), ("digits stability", 3 + 4, 1),
-    ("cifar10-small stability", 3 + 4, 1), ("cifar10 stability", 6, 1), ("cinic10 stability", 6, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "count", "scores"),
+    [
+        ("digits", 3 + 4 + 2 + 3, 2),  # clean labels, and noisy ones without hard examples
+        ("digits fig5", 3 + 4 * 4, 1),
+        ("cifar10-small", 3 + 4, 1),
+        ("cifar10-small fig3", 1 + 2 * (2 + 3), 2),
+        ("cifar10", 6, 1),
+        ("cifar10 fig3", 1 + 2 * 4, 2),
+        ("cifar10 fig5", 3 + 8 * 3, 1),
+        ("cifar100 fig5", 3 + 6 * 3, 1),
+        ("cinic10 fig6", 4 + 9 + 12, 1),
+        ("cifar10 fig7", 1 + 2 * (2 + 8), 2),
+        ("cifar10 tstar", 1 + 5 * 3, 0),
+        ("cifar10-small tstar", 1 + 4, 0),
+        ("digits stability", 3 + 4, 1),
+        ("cifar10-small stability", 3 + 4, 1),
+        ("cifar10 stability", 6, 1),
+        ("cinic10 stability", 6, 1),
+    ],
+)
 def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
     lines = plan(tmp_path, *arguments.split())
     assert len(settings(lines)) == count
@@ -55,7 +70,9 @@ def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
     for second in (False, "stability" in arguments):  # also in a second order, dense
         runs = [line for line in calling(lines, "imp") if ("--masks" in line) == second]
         assert [run for task in pruned(runs) for run in task] == starts  # every run is in one task
-        assert not second or all("--levels 0" in line and "--order-seed 1000" in line for line in runs)
+        assert not second or all(
+            "--levels 0" in line and "--order-seed 1000" in line for line in runs
+        )
 
 
 def test_what_a_run_is_called_with(tmp_path):
@@ -67,7 +84,10 @@ def test_what_a_run_is_called_with(tmp_path):
     assert any("--label-noise 0.50 --out runs/cifar10/el2n-noise50.npy" in x for x in lines)
     lines = plan(tmp_path, "cifar10", "fig7", SEEDS="0", T_STAR="6", SIZES="8 20")
     names = ("all-t3", "all-t6", "random-8-t3", "easy-8-t3", "random-20-t3", "easy-20-t3")
-    assert settings(lines).keys() == {"all-t0", *(f"{name}-noise{n}" for n in (10, 50) for name in names)}
+    assert settings(lines).keys() == {
+        "all-t0",
+        *(f"{name}-noise{n}" for n in (10, 50) for name in names),
+    }
     lines = plan(tmp_path, "cifar10", "tstar", SEEDS="0", FLAGS="--steps 9 --pretrain-lr 0.05")
     for line in (line for line in calling(lines, "pretrain") if "all-t0" not in line):
         named = re.search(r"-t(\d+)(?:-lr([\d.]+))?/seed0", line)
@@ -91,15 +111,38 @@ def test_the_cost(tmp_path):
         assert f" {steps} training steps" in first
 
 
-@pytest.mark.parametrize("words", [
-    "imagenet", "cifar10 fig9", "digits fig7", "cifar100 fig6", "cinic10 fig5", "cifar10 fig2 more",
-    "JOBS=0", "JOBS=-1", "JOBS=x", "LEVELS=many", "LEVELS=-1", "LEVELS=08", "LEVELS=9999999999999", "WIDTH=0",
-    "LAUNCHER=pbs", "NOISE=half", "SEEDS=0,1", "SIZES=1k", "T_STAR=5", "T_STAR=0", "PYTHON=none",
-    "LAUNCHER=slurm DRY_RUN=1 RUNS=50%/runs",  # a pattern to Slurm
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "imagenet",
+        "cifar10 fig9",
+        "digits fig7",
+        "cifar100 fig6",
+        "cinic10 fig5",
+        "cifar10 fig2 more",
+        "JOBS=0",
+        "JOBS=-1",
+        "JOBS=x",
+        "LEVELS=many",
+        "LEVELS=-1",
+        "LEVELS=08",
+        "LEVELS=9999999999999",
+        "WIDTH=0",
+        "LAUNCHER=pbs",
+        "NOISE=half",
+        "SEEDS=0,1",
+        "SIZES=1k",
+        "T_STAR=5",
+        "T_STAR=0",
+        "PYTHON=none",
+        "LAUNCHER=slurm DRY_RUN=1 RUNS=50%/runs",  # a pattern to Slurm
+    ],
+)
 def test_bad_arguments_and_settings_are_one_line(tmp_path, words):
     environment = dict(re.findall(r"(\w+)=(\S+)", words))
-    done = run_all(*(word for word in words.split() if "=" not in word), cwd=tmp_path, **environment)
+    done = run_all(
+        *(word for word in words.split() if "=" not in word), cwd=tmp_path, **environment
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert words.split()[-1].split("=")[0] in done.stderr
     assert not list(tmp_path.iterdir())
@@ -120,16 +163,27 @@ def test_the_demonstration_at_a_tiny_scale(demonstration, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_it_leaves_no_orphans(tmp_path, how):
-    environment = os.environ | {"PYTHON": sys.executable, "SEEDS": "0", "SCORE_FLAGS": "--networks 500"}
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "SEEDS": "0",
+        "SCORE_FLAGS": "--networks 500",
+    }
     process = subprocess.Popen(
-        ["bash", ROOT / "run_all.sh"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ["bash", ROOT / "run_all.sh"],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip - pytest in the background ignores SIGINT
     wait_for(lambda: list(tmp_path.glob("runs/digits/el2n.networks.*")))
     process.send_signal(how)
     assert process.wait(30) == 128 + how
     assert process.stderr.read().count("\n") == 1
-    for pid in subprocess.run(["pgrep", "-f", str(ROOT)], capture_output=True, text=True).stdout.split():
+    for pid in subprocess.run(
+        ["pgrep", "-f", str(ROOT)], capture_output=True, text=True
+    ).stdout.split():
         assert os.path.realpath(f"/proc/{pid}/cwd") != str(tmp_path)
     (log,) = tmp_path.glob("runs/digits/logs/*/score-0.log")
     assert "stopped by SIGTERM" in log.read_text()
@@ -141,12 +195,21 @@ def fake(tmp_path):
     return lambda name="cifar10", **more: run_all(name, cwd=tmp_path, **settings | more)
 
 
-@pytest.mark.parametrize(("name", "devices", "jobs", "each"), [
-    ("cifar10", "0", "", [8, 8, 8]), ("cifar10", "0,1,2,3,4,5,6,7", "", [3] * 8),
-    ("cifar10", "GPU-5c, MIG-7f", "", [6] * 4), ("cifar10", "4,5", 5, [5] * 4 + [4]),  # 5 tasks share 2 GPUs
-    ("cifar10", "", 2, [1] * 24), ("cifar10", "-1", 3, [1] * 24), ("digits", "", 2, [4] * 12),
-])  # fmt: skip
-def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, name, devices, jobs, each):
+@pytest.mark.parametrize(
+    ("name", "devices", "jobs", "each"),
+    [
+        ("cifar10", "0", "", [8, 8, 8]),
+        ("cifar10", "0,1,2,3,4,5,6,7", "", [3] * 8),
+        ("cifar10", "GPU-5c, MIG-7f", "", [6] * 4),
+        ("cifar10", "4,5", 5, [5] * 4 + [4]),  # 5 tasks share 2 GPUs
+        ("cifar10", "", 2, [1] * 24),
+        ("cifar10", "-1", 3, [1] * 24),
+        ("digits", "", 2, [4] * 12),
+    ],
+)
+def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(
+    fake, tmp_path, name, devices, jobs, each
+):
     """As many for every GPU; without one, a run or, of the demonstration, a setting with its replicates."""
     done = fake(name, SEEDS="0 1 2 3", CUDA_VISIBLE_DEVICES=devices, JOBS=jobs)
     assert done.returncode == 0, done.stderr
@@ -159,11 +222,14 @@ def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(fake, tmp_path, nam
     assert set(threads) == {"1" if devices in ("", "-1") else "free"}
 
 
-@pytest.mark.parametrize(("breaks", "status", "devices", "left"), [
-    ("pretrain.py*all-t0/seed0", 1, "0", 11),  # one of the six runs of its task
-    ("pretrain.py*all-t0/seed0", 1, "", 11),  # the only one
-    ("imp.py*all-t0/seed0", 255, "", 12),  # a status at which xargs would stop
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("breaks", "status", "devices", "left"),
+    [
+        ("pretrain.py*all-t0/seed0", 1, "0", 11),  # one of the six runs of its task
+        ("pretrain.py*all-t0/seed0", 1, "", 11),  # the only one
+        ("imp.py*all-t0/seed0", 255, "", 12),  # a status at which xargs would stop
+    ],
+)
 def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, devices, left):
     done = fake(CUDA_VISIBLE_DEVICES=devices, BREAKS=breaks, STATUS=status)
     assert done.returncode == 1
@@ -171,7 +237,9 @@ def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, devices, l
     assert all(pruned(lines))  # none without a starting point
     assert len({run for task in pruned(lines) for run in task}) == left
     assert len(calling(lines, "plot")) == 1
-    ((command, log),) = re.findall(rf"^status {status} from (.*)\n(.*):\n  it broke$", done.stderr, re.M)
+    ((command, log),) = re.findall(
+        rf"^status {status} from (.*)\n(.*):\n  it broke$", done.stderr, re.M
+    )
     assert "all-t0/seed0/rewind" in command
     assert f", failed: {log}\n" in done.stdout
     assert "it broke" in (tmp_path / log).read_text()
@@ -195,11 +263,19 @@ def test_slurm_asks_for_what_the_partition_has(tmp_path):
 [[ "$*" == *"-p gpu"* ]] || echo "cpu* (null)"
 echo "gpu gpu:a100:4(S:0-1)"''')
     sinfo.chmod(0o755)
-    slurm = {"LAUNCHER": "slurm", "PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": 1, "WIDTH": 2}
+    slurm = {
+        "LAUNCHER": "slurm",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "DRY_RUN": 1,
+        "WIDTH": 2,
+    }
     slurm |= {"SBATCH_FLAGS": "--mem=16G --nice"}
-    for settings, asked in [({}, ""), ({"SBATCH_PARTITION": "gpu"}, "--gres=gpu:1 "),
-                            ({"SBATCH_GRES": "gpu:h100:1"}, "--gres=gpu:h100:1 "),
-                            ({"SBATCH_PARTITION": "gpu", "SBATCH_GRES": ""}, "")]:  # fmt: skip
+    for settings, asked in [
+        ({}, ""),
+        ({"SBATCH_PARTITION": "gpu"}, "--gres=gpu:1 "),
+        ({"SBATCH_GRES": "gpu:h100:1"}, "--gres=gpu:h100:1 "),
+        ({"SBATCH_PARTITION": "gpu", "SBATCH_GRES": ""}, ""),
+    ]:
         done = run_all("cifar10", cwd=tmp_path, **slurm | settings)
         waves = re.findall("^# sbatch .*--mem=16G --nice$", done.stdout, re.M)
         assert [asked in wave and "gres" in wave for wave in waves] == [bool(asked), False] * 2
@@ -224,7 +300,9 @@ def running(folder, gpus=0):
 def cluster(tmp_path_factory):
     """One machine is the whole cluster (see slurm_cluster.sh)."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    if not all(shutil.which(name, path=path) for name in ("slurmctld", "slurmd", "munged", "sbatch")):
+    if not all(
+        shutil.which(name, path=path) for name in ("slurmctld", "slurmd", "munged", "sbatch")
+    ):
         pytest.skip("no Slurm to start: apt-get install slurm-wlm munge")
     with running(tmp_path_factory.mktemp("cluster")):
         yield
@@ -275,7 +353,9 @@ def go_on(task):
     shell("scontrol", "update", f"job={task}", "StartTime=now")
 
 
-def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(cluster, demonstration, tmp_path):
+def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(
+    cluster, demonstration, tmp_path
+):
     """Three tasks of two runs: one is told that its time ends, one requeued, one cancelled. Then again."""
     where, (local, _) = tmp_path / "a folder", demonstration
     where.mkdir()
@@ -284,7 +364,9 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(cluster, dem
     assert (state(imp), state(plot)) == ("PENDING", "PENDING")
 
     wait_for(lambda: in_the_middle(where, 0))
-    shell("scancel", "--signal=USR1", "--batch", f"{imp}_0")  # what Slurm does 120 s before the time limit
+    shell(
+        "scancel", "--signal=USR1", "--batch", f"{imp}_0"
+    )  # what Slurm does 120 s before the time limit
     wait_for(lambda: in_the_middle(where, 1))
     shell("scontrol", "requeue", f"{imp}_1")
     wait_for(lambda: in_the_middle(where, 2))
@@ -316,7 +398,9 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(cluster, dem
     found, expected = made(runs), made(local / "my runs" / "digits")
     assert len(list(runs.glob("*/seed0/level02.safetensors"))) == 6
     assert found == {name: expected[name] for name in found}
-    drawn, everything = (read_csv(place / "figures" / "digits" / "summary.csv") for place in (where, local))
+    drawn, everything = (
+        read_csv(place / "figures" / "digits" / "summary.csv") for place in (where, local)
+    )
     assert len(drawn) == 6 * 3  # curves, levels
     assert all(row in everything for row in drawn)
 
@@ -325,7 +409,9 @@ def test_a_second_submission_waits_for_the_first(cluster, tmp_path):
     first = submit(tmp_path)
     for last in (False, True):  # the third waits for the first, too, when the second is gone
         later = submit(tmp_path)
-        assert job(later[0])["Dependency"] == ",".join(f"afterany:{n}_*(unfulfilled)" for n in first)
+        assert job(later[0])["Dependency"] == ",".join(
+            f"afterany:{n}_*(unfulfilled)" for n in first
+        )
         shell("scancel", *(first if last else later))
     wait_for(lambda: state(later[0]) == "RUNNING")
     shell("scancel", *later)
@@ -343,8 +429,13 @@ def test_a_refused_submission_leaves_nothing_in_the_queue(cluster, tmp_path):
 
 def test_where_there_are_gpus_every_task_gets_one(cluster, tmp_path):
     """Runs share a GPU, drawing needs none, what fails leaves the others; by a Python that takes notes."""
-    settings = {"PYTHON": taking_notes(tmp_path), "SEEDS": "0 1", "BREAKS": "pretrain.py*all-t0/seed0",
-                "SLEEP": 3, "SBATCH_FLAGS": "--cpus-per-task=1"}  # fmt: skip - of two, at the same time
+    settings = {
+        "PYTHON": taking_notes(tmp_path),
+        "SEEDS": "0 1",
+        "BREAKS": "pretrain.py*all-t0/seed0",
+        "SLEEP": 3,
+        "SBATCH_FLAGS": "--cpus-per-task=1",
+    }  # fmt: skip - of two, at the same time
     with running(tmp_path / "cluster", gpus=2):
         *_, imp, plot = submit(tmp_path, "cifar10", **settings)
         wait_for(lambda: state(plot) == "COMPLETED")
@@ -356,7 +447,9 @@ def test_where_there_are_gpus_every_task_gets_one(cluster, tmp_path):
     assert sorted(gpu for gpu, *_ in pruned) == ["0", "1"]
     assert sorted(words.count("rewind.safetensors") for *_, words in pruned) == [5, 6]
     for gpu, _, words in pruned:  # a task makes the starting points of its runs
-        starts = {note[2].split()[-1] for note in notes if "pretrain.py" in note[2] and note[0] == gpu}
+        starts = {
+            note[2].split()[-1] for note in notes if "pretrain.py" in note[2] and note[0] == gpu
+        }
         assert starts >= {word for word in words.split() if "rewind" in word}
     for gpu, threads, words in notes:
         trains = re.search("score_el2n|pretrain|imp", words) is not None

@@ -33,7 +33,9 @@ def test_el2n_equals_the_numpy_formula():
 
 def test_reliability_equals_scipy():
     draw = np.random.default_rng(1)
-    networks = draw.integers(0, 20, (4, 300)).astype(np.float32) + np.arange(300) * 0.05  # with ties
+    networks = (
+        draw.integers(0, 20, (4, 300)).astype(np.float32) + np.arange(300) * 0.05
+    )  # with ties
     pairs = [scipy.stats.spearmanr(networks[i], networks[j])[0] for i in range(4) for j in range(i)]
     rho, of_mean, between, overlap = score_el2n.reliability(networks)
     assert rho == pytest.approx(np.mean(pairs))
@@ -44,12 +46,21 @@ def test_reliability_equals_scipy():
     assert overlap == pytest.approx(len(easiest[0] & easiest[1]) / 30)
 
 
-def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(call, tmp_path, digits):
+def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(
+    call, tmp_path, digits
+):
     """Label noise reaches training and scores."""
-    status, out, err = call(*SHORT, tmp_path / "scores.npy", "--label-noise", 0.5, "--noise-seed", 3)
+    status, out, err = call(
+        *SHORT, tmp_path / "scores.npy", "--label-noise", 0.5, "--noise-seed", 3
+    )
     assert (status, out.strip()[-10:]) == (0, "scores.npy")
-    assert all(word in out + err for word in ("rank correlation", "warning: ", "--networks"))  # so short
-    scores, single = np.load(tmp_path / "scores.npy"), load_file(tmp_path / "scores.networks.safetensors")
+    assert all(
+        word in out + err for word in ("rank correlation", "warning: ", "--networks")
+    )  # so short
+    scores, single = (
+        np.load(tmp_path / "scores.npy"),
+        load_file(tmp_path / "scores.networks.safetensors"),
+    )
     networks = np.stack([single[number].numpy() for number in "123"])
     assert (scores.shape, scores.dtype, networks.dtype) == ((1297,), np.float32, np.float32)
     np.testing.assert_allclose(scores, networks.mean(0), rtol=1e-6)
@@ -68,7 +79,9 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(c
     np.testing.assert_allclose(networks[1, :64], error, rtol=1e-4)
 
 
-def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(call, ok, tmp_path, monkeypatch):
+def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(
+    call, ok, tmp_path, monkeypatch
+):
     whole, parts = tmp_path / "whole" / "s.npy", tmp_path / "parts" / "s.npy"
     ok(*SHORT, whole, "--at-once", 3)
     predict, calls = common.predict, iter(range(99))
@@ -95,7 +108,9 @@ def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path)
         ok("score", "--networks", 1, "--steps", 1, *flags, "--out", out)
         said = json.loads(out.with_suffix(".json").read_text())
         assert {name: said[name] for name in own} == expected
-    ok("pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors")  # what is pruned is the preset's
+    ok(
+        "pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors"
+    )  # what is pruned is the preset's
     recipe = common.load_info(tmp_path / "rewind.safetensors")["recipe"]
     assert all(recipe[name] == common.PRESETS["digits"][name] for name in own)
 
@@ -104,11 +119,15 @@ def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path)
 @settings(max_examples=100, deadline=None)
 def test_random_is_unique_balanced_and_nested(a, b, seed):
     for balanced in (False, True):
-        small, subset = (make_subset.select_random(LABELS, 7, n, seed, balanced) for n in sorted((a, b)))
+        small, subset = (
+            make_subset.select_random(LABELS, 7, n, seed, balanced) for n in sorted((a, b))
+        )
         assert (len(subset), subset.dtype) == (max(a, b), np.int64)
         assert np.array_equal(subset, np.unique(subset))
         assert np.isin(small, subset).all()
-        assert np.array_equal(subset, make_subset.select_random(LABELS, 7, max(a, b), seed, balanced))
+        assert np.array_equal(
+            subset, make_subset.select_random(LABELS, 7, max(a, b), seed, balanced)
+        )
     assert np.ptp(np.bincount(LABELS[subset], minlength=7)) <= 1
 
 
@@ -125,7 +144,9 @@ def test_easy_and_hard_take_the_extremes_and_the_lower_index_among_ties(values, 
     scores = np.array(values, np.float32)
     size = data.draw(st.integers(1, len(scores)))
     subset = make_subset.select(make_subset.RULES["hard" if hardest else "easy"](scores), size)
-    expected = sorted(range(len(values)), key=lambda i: (-values[i] if hardest else values[i], i))[:size]
+    expected = sorted(range(len(values)), key=lambda i: (-values[i] if hardest else values[i], i))[
+        :size
+    ]
     assert subset.tolist() == sorted(expected)
 
 
@@ -152,24 +173,42 @@ def test_command_prints_counts_and_noise_and_passes_the_noise_on(ok, refused, tm
     subset, clean = np.load(easy), digits.labels.numpy()
     noisy = common.noisy_labels(clean, 10, 0.4, 5)
     wrong = noisy != clean
-    assert f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all" in out
+    assert (
+        f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all" in out
+    )
     counts = np.bincount(noisy[subset], minlength=10)
     assert "  ".join(f"{c} {n}" for c, n in enumerate(counts)) in out
     info = json.loads(easy.with_suffix(".json").read_text())
-    assert (info["label_noise"], info["noise_seed"], info["select"], info["seed"]) == (0.4, 5, "easy", None)
+    assert (info["label_noise"], info["noise_seed"], info["select"], info["seed"]) == (
+        0.4,
+        5,
+        "easy",
+        None,
+    )
     other = [*command, tmp_path / "other.npy", "--label-noise", 0.1]
     refused(other, "--label-noise 0.1 contradicts the input, made with 0.4")
     start = ["pretrain", *TINY, "--subset", easy, "--steps", 1, "--out", tmp_path / "r.safetensors"]
     refused([*start, "--noise-seed", 1], "--noise-seed 1 contradicts")
     ok("subset", "--select", "random", "--size", 40, *noise, "--out", tmp_path / "random.npy")
-    assert np.bincount(noisy[np.load(tmp_path / "random.npy")]).tolist() == [4] * 10  # by the noisy labels
+    assert (
+        np.bincount(noisy[np.load(tmp_path / "random.npy")]).tolist() == [4] * 10
+    )  # by the noisy labels
 
 
 def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_path, digits):
     """As `easy 1000` of a small trial was: 887 airplanes."""
     labels, scores = digits.labels.numpy(), tmp_path / "s.npy"
     np.save(scores, ((labels != 3) + labels / 100).astype(np.float32))  # 3, then 0, 1, 2, 4, ...
-    command = ["subset", "--select", "easy", "--scores", scores, "--force", "--out", tmp_path / "e.npy"]
+    command = [
+        "subset",
+        "--select",
+        "easy",
+        "--scores",
+        scores,
+        "--force",
+        "--out",
+        tmp_path / "e.npy",
+    ]
     sizes = [150], [1290], [7, "--class-balanced"]  # the last as far as seven can be
     said = [line for size in sizes for line in call(*command, "--size", *size)[2].splitlines()]
     (warning,) = [line for line in said if line.startswith("warning")]

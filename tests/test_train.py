@@ -27,7 +27,9 @@ def test_parameter_and_layer_counts(depth):
         assert count == OPTION_A[depth] + PROJECTIONS + (classes - 10) * 65
         assert depth + classes != 30 or sum(p.numel() for p in net.prunable().values()) == 270896
         convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
-        assert len(convolutions) == depth - 1 + 2  # the linear one is a layer, the two projections are not
+        assert (
+            len(convolutions) == depth - 1 + 2
+        )  # the linear one is a layer, the two projections are not
         assert all(m.bias is None for m in convolutions)
         assert net(torch.zeros(3, 3, 32, 32)).shape == (3, classes)
         assert "num_batches_tracked" not in " ".join(net.state_dict())
@@ -87,14 +89,19 @@ def group_of(data, seeds, **more):
 
 
 def run(members, data, stop, level=0, **more):
-    return list(common.train(common.Group(members, data, recipe(), **more), stop, peak=0.1, level=level))
+    return list(
+        common.train(common.Group(members, data, recipe(), **more), stop, peak=0.1, level=level)
+    )
 
 
 def test_members_side_by_side_equal_members_alone(digits):
     """Company, order and different first steps change no bit, at two levels with one group."""
     starts = [0, 7, 3, 25]
     alone, together = ([member(digits, seed) for seed in range(4)] for _ in range(2))
-    group, storage = common.Group(together[::-1], digits, recipe()), together[0].net.conv.weight.data_ptr()
+    group, storage = (
+        common.Group(together[::-1], digits, recipe()),
+        together[0].net.conv.weight.data_ptr(),
+    )
     for level in (1, 2):
         for m, start in zip([*alone, *together], starts * 2):
             m.rewind({name: t.clone() for name, t in m.net.state_dict().items()}, m.masks, start)
@@ -129,8 +136,11 @@ def test_training_uses_the_subset(digits):
 
 def everything(group):
     """All tensors of its members, masks included, as they are now."""
-    return {f"{m.name} {name}": t.clone() for m in group.members
-            for name, t in (m.state() | common.prefixed(mask=m.masks)).items()}  # fmt: skip
+    return {
+        f"{m.name} {name}": t.clone()
+        for m in group.members
+        for name, t in (m.state() | common.prefixed(mask=m.masks)).items()
+    }
 
 
 def trained(group, stop):
@@ -173,14 +183,16 @@ def stale(group, k, tensors):
 STAND_INS = {  # their replays return None, as a step does; the real ones a stream
     "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
     "forgetting the second step": forgetting,
-    "in eval mode": lambda group, k: lambda: (
-        group.members[k].net.eval(), group.step(k), group.members[k].net.train())[1],
+    "in eval mode": lambda group, k: (
+        lambda: (group.members[k].net.eval(), group.step(k), group.members[k].net.train())[1]
+    ),
     "stepping twice": lambda group, k: lambda: (group.step(k), group.step(k))[0],
     "NaN": lambda group, k: lambda: (group.step(k), group.members[k].loss_sum.fill_(torch.nan))[0],
     "doing nothing": lambda group, k: lambda: None,
     "stale batch": lambda group, k: stale(group, k, [group.examples]),
     "stale rate": lambda group, k: stale(group, k, [group.rate]),
-    "ignoring masks": lambda group, k: stale(group, k, [*group.members[k].masks.values()])}  # fmt: skip
+    "ignoring masks": lambda group, k: stale(group, k, [*group.members[k].masks.values()]),
+}
 
 
 @pytest.mark.parametrize("what", STAND_INS)
@@ -202,7 +214,9 @@ def test_an_honest_recording_is_used_without_a_word_and_changes_no_bit(digits, c
     group, plain = group_of(digits, (0, 1)), group_of(digits, (0, 1))
     before, _ = trained(group, 3), trained(plain, 3)
     with pytest.raises(torch.OutOfMemoryError):  # which stays an error
-        common.use_recording(group, 0, failing(torch.OutOfMemoryError("CUDA out of memory. Tried to ...")))
+        common.use_recording(
+            group, 0, failing(torch.OutOfMemoryError("CUDA out of memory. Tried to ..."))
+        )
     assert equal(before, everything(group))
     for k in (0, 1):
         common.use_recording(group, k, honest)
@@ -227,7 +241,9 @@ def test_checks_hold_on_a_gpu(name):
     assert ok, (found, limit)
 
 
-@pytest.mark.parametrize("name", [*BITS, "tf32 is off", "two processes", "near the CPU", "a level change"])
+@pytest.mark.parametrize(
+    "name", [*BITS, "tf32 is off", "two processes", "near the CPU", "a level change"]
+)
 def test_checks_hold_on_a_cpu(name):
     found, limit, ok = (benchmark.CHECKS | benchmark.SPEEDS)[name](CPU)
     assert ok, (found, limit)
@@ -246,8 +262,10 @@ def test_a_step_that_depends_on_more_than_its_member_fails_them(name, monkeypatc
 
 
 def test_a_crash_and_a_hang_are_failed_lines_and_no_gpu_is_one():
-    for (found, _, ok), word in ((benchmark.run("no such check", CPU), "KeyError"),
-                                 (benchmark.run("two processes", CPU, seconds=0.01), "no end")):  # fmt: skip
+    for (found, _, ok), word in (
+        (benchmark.run("no such check", CPU), "KeyError"),
+        (benchmark.run("two processes", CPU, seconds=0.01), "no end"),
+    ):
         assert (ok, word in found) == (False, True)
     done = subprocess.run([*COMMAND, "--accept"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
