@@ -6,6 +6,7 @@ trained, and on what.
 
 import argparse
 import contextlib
+import copy
 import csv
 import fcntl
 import hashlib
@@ -63,6 +64,8 @@ PRESETS = {
 }  # fmt: skip
 # Networks that score may differ: those that agree on what is easy are not those that are pruned.
 SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.items()}
+# Raised with every change after which the same settings give other numbers: nothing of another version is taken up.
+VERSION = 1
 # Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry it, curves
 # are named for it, and no stage takes up what other code has made.
 OWN = {}
@@ -77,6 +80,7 @@ PRETRAINING = (
     "class_balanced",
     "label_noise",
     "noise_seed",
+    "labels_sha256",
 )
 
 # ------------------------------------------------------------ errors, random streams
@@ -94,14 +98,18 @@ class Stopped(BaseException):
     """A signal arrived and everything is saved: exit status 128 + its number."""
 
 
-INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE = range(
-    8
-)  # purposes; what a seed means
+# purposes; what a seed means
+INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE, OTHER_ORDER = range(9)
 
 
 def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:
     """The random stream of one purpose. Always four words: NumPy pads a shorter key with zeros."""
     return np.random.default_rng([purpose, seed, level, epoch])
+
+
+def seed_of_its_own(purpose: int, seed: int, k: int = 0) -> int:
+    """A seed in [2**32, 2**63) of one purpose: no number that a user can choose is equal to it."""
+    return int(rng(purpose, seed, k).integers(2**32, 2**63))
 
 
 # ------------------------------------------------------------ data
@@ -345,7 +353,7 @@ def take_batch(data: Data, table: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.Module):
-    """torch's BatchNorm2d without the step counter, which nothing reads and every file would carry."""
+    """torch's BatchNorm2d without the step counter, with statistics that are precise in every memory format."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -357,15 +365,77 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and sums_naively(x):
+            return PreciseBatchNorm.apply(
+                x, self.weight, self.bias, self.running_mean, self.running_var
+            )
         # not F.batch_norm: on a GPU in fp32 it takes persistent kernels, reported to stall beside others
         return torch.native_batch_norm(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.training, 0.1, 1e-5
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.training,
+            MOMENTUM,
+            EPSILON,
         )[0]
+
+
+MOMENTUM, EPSILON = (
+    0.1,
+    1e-5,
+)  # of batch norm: the weight of a new batch in running statistics; torch's defaults
+
+
+def sums_naively(x: Tensor) -> bool:
+    """Would torch's batch norm sum so many values of a channel one after another that it matters?
+
+    It does so on a CPU in channels-last memory: after 131,072 values (ResNet-20, batch 128) its output is off by
+    1e-4 and the gradients of all convolutions by 1%. Up to 4,096 values (every layer of the digits) it is off by
+    4e-6 at most, and its one call is a third of the time of ours; in bf16 rounding is far more than that.
+    """
+    several = x.dtype == torch.float32 and x.numel() // x.shape[1] > 4096
+    return several and not x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class PreciseBatchNorm(torch.autograd.Function):
+    """Batch norm in training mode on a CPU in channels-last memory: torch's own kernels, given better statistics.
+
+    Every pixel of an image is first treated as a channel of its own, whose statistics sum over the batch alone;
+    those of its pixels make up a channel's.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var):
+        batch, channels, height, width = x.shape
+        pixels = x.permute(0, 2, 3, 1).reshape(
+            batch, height * width * channels
+        )  # a view of the same memory
+        means, variances = torch.batch_norm_update_stats(pixels, None, None, MOMENTUM)
+        means = means.view(-1, channels)
+        mean = means.mean(0)
+        variance = variances.view(-1, channels).mean(0) + (means - mean).square_().mean(0)
+        n = batch * height * width
+        running_mean.lerp_(mean, MOMENTUM)
+        running_var.lerp_(variance * (n / (n - 1)), MOMENTUM)  # the unbiased one, as torch keeps
+        ctx.save_for_backward(x, weight, mean, (variance + EPSILON).rsqrt())
+        return torch.native_batch_norm(x, weight, bias, mean, variance, False, MOMENTUM, EPSILON)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse_std, True, EPSILON, [True, True, True]
+        )
+        return *gradients, None, None
 
 
 class Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
+        self.stride = stride
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn1 = BatchNorm(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
@@ -374,14 +444,16 @@ class Block(nn.Module):
         if (
             c_in != c_out
         ):  # a projection, as in the code of the figures; He et al.'s option A has none
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride, bias=False), BatchNorm(c_out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), BatchNorm(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(
             self.conv1(x)
         ).relu_()  # in place: no backward pass needs what batch norm put out
+        if self.stride > 1:
+            # The stride of the projection, taken before it: the same numbers, without oneDNN's kernel for the
+            # weight gradient of a strided 1x1 convolution, which can write outside its memory (oneDNN issue 6035).
+            x = x[:, :, :: self.stride, :: self.stride]
         y = self.bn2(self.conv2(y)).add_(self.shortcut(x))
         return y.relu_()
 
@@ -470,14 +542,18 @@ class Member:
 
     @torch.no_grad()
     def update(self, recipe: dict, rate: Tensor) -> None:
-        """One step of SGD, then pruned weights back to zero; spends the gradients."""
-        parameters = list(self.parameters.values())
+        """One step of SGD, then pruned weights back to zero; spends the gradients.
+
+        A parameter without a gradient stays as it is, as with torch.optim.SGD: a frozen layer, an unused head.
+        """
+        trained = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        parameters = list(trained.values())
         # the function behind torch.optim.SGD, whose class imports the compiler, over a second a process;
         # fused takes the rate as a tensor, the other implementations read it on the host
         sgd(
             parameters,
             [p.grad for p in parameters],
-            list(self.momentum.values()),
+            [self.momentum[name] for name in trained],
             lr=rate,
             momentum=recipe["momentum"],
             weight_decay=recipe["weight_decay"],
@@ -554,9 +630,15 @@ class Group:
             len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place
         )
         self.replays = [None] * len(members)  # of recorded steps; None: plain ones
-        if self.labels.is_cuda and os.environ.get("NO_GRAPH", "0") == "0":
-            self.load_epoch(0, 0)
-            for k in range(len(members)):
+        self.prepared = False
+
+    def prepare(self, k: int) -> None:
+        """Before the first step of all: prove that of member k, whose turn it is; on a GPU record."""
+        self.prepared = True
+        prove_once(self, k)
+        if self.labels.is_cuda and not environment_flag("NO_GRAPH"):
+            torch.cuda.empty_cache()  # of the proof
+            for k in range(len(self.members)):
                 use_recording(self, k)
 
     def load_epoch(self, level: int, epoch: int) -> None:
@@ -683,6 +765,142 @@ def use_recording(group: Group, k: int, record: Callable = record) -> None:
             m.masks[name].copy_(mask)
 
 
+# ------------------------------------------------------------ a first step proves itself
+
+# Of ||r||. Honest networks were within 7e-5 and 3e-3 (Zen 4, AVX2 and AVX-512, dense to 1% of the
+# weights), within 1.6e-2 on other bf16 units; the known fault of oneDNN is above 6e-2.
+TOLERANCE = {"fp32": 1e-3, "bf16": 4e-2}
+CANCELLED = 5e-6  # of ||a|| ||b||; honest networks were within 8e-7
+PROVED = set()  # recipes and batches of which this process has proved a step
+
+
+def prove_once(group: Group, k: int) -> None:
+    """prove_first_step, once a process for each recipe and batch; NO_PROOF=1 leaves it out, and says so."""
+    if environment_flag("NO_PROOF"):
+        print("note: NO_PROOF=1: gradients of the first step are not checked", file=sys.stderr)
+        return
+    recipe = {key: v for key, v in group.recipe.items() if key not in ("seed", *PRETRAINING)}
+    step = to_json([recipe, [*group.examples.shape[1:]], f"{group.labels.device}"])
+    if step not in PROVED:
+        prove_first_step(group, k)
+        PROVED.add(step)
+
+
+def prove_first_step(group: Group, k: int) -> None:
+    """Failure unless the next step of member k has right gradients at every convolution and linear layer.
+
+    A forward and backward pass of its batch, on a copy of its network, at the precision and in the
+    memory format of the training. The gradients g of each layer's weight and input are held beside
+    r, computed again from the same operands a and b (what the layer saw and the gradient of its
+    output, rounded as they were) in float32, contiguous, without oneDNN and cuDNN. ||g - r|| may be
+    TOLERANCE x ||r|| + CANCELLED x ||a|| ||b||: the second term is for sums that cancel, as where a
+    pruned network hands a layer a constant input. Comparing whole networks would not do: signs of ReLU
+    flip with rounding, so that honest gradients differ by per cents.
+
+    A network that draws random numbers, as dropout does, is a Failure too, since its result would
+    depend on its company. Left out are parameters without a gradient, layers of somebody's own class,
+    and values that are not finite, which the loss will tell.
+    """
+    m, device, precision = group.members[k], group.labels.device, group.recipe["precision"]
+    images, labels = take_batch(group.data, group.examples[k]), group.labels[group.examples[k, 0]]
+    net, found = copy.deepcopy(m.net).train(), []
+    for name, layer in net.named_modules():
+        if type(layer) in (nn.Conv2d, nn.Linear) and isinstance(layer.weight, nn.Parameter):
+            compare_gradients(layer, name, precision, found)
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        before = random_states(device)
+        loss_of(net, images, labels, precision).backward()
+        if any(not torch.equal(a, b) for a, b in zip(before, random_states(device))):
+            raise Failure(
+                "the network draws random numbers while it trains (dropout?): its result would "
+                "depend on the networks beside it and on where a run was stopped"
+            )
+    for what, gap, norm, operands in found:
+        if not gap <= TOLERANCE[precision] * norm + CANCELLED * operands:
+            raise Failure(
+                f"wrong gradient: {what} is off by {gap / norm:.1%}, rounding explains "
+                f"{TOLERANCE[precision]:.1%} at most ({describe(device, precision)}, torch "
+                f"{torch.__version__}). Not your settings but a kernel is wrong: try "
+                "OMP_NUM_THREADS=1, another --precision, or another version of torch; NO_PROOF=1 "
+                "trains all the same"
+            )
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators that a network on this device could draw from."""
+    return [
+        torch.get_rng_state(),
+        *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []),
+    ]
+
+
+def compare_gradients(layer: nn.Module, name: str, precision: str, found: list) -> None:
+    """Let the next backward pass through a layer add (what, ||g - r||, ||r||, ||a|| ||b||) to found."""
+    of_input, of_weight = [], []  # (r, ||a|| ||b||) of every use; those of the weight are added up
+
+    def compare(what: str, g: Tensor, r: Tensor, operands: float) -> None:
+        gap, norm = length(g - r), length(r)
+        if math.isfinite(norm):
+            found.append((f"{name}, that of its {what},", gap, norm, operands))
+
+    def rename_input(_, inputs: tuple) -> tuple:
+        x = inputs[0].view_as(inputs[0])  # another name, whose gradient is that of this use alone
+        if x.requires_grad:
+            x.register_hook(lambda g: compare("input", g.float(), *of_input.pop()))
+        return (x,)
+
+    def compute_again(_, inputs: tuple, output: Tensor) -> None:
+        def when_known(of_output: Tensor) -> None:
+            r_input, r_weight = gradients_again(layer, inputs[0], of_output, precision)
+            of_input.append((r_input, length(layer.weight) * length(of_output)))
+            of_weight.append((r_weight, length(inputs[0]) * length(of_output)))
+
+        if output.requires_grad:
+            output.register_hook(when_known)
+
+    layer.register_forward_pre_hook(rename_input)
+    layer.register_forward_hook(compute_again)
+    if layer.weight.requires_grad:
+        layer.weight.register_hook(lambda g: compare("weight", g, *map(sum, zip(*of_weight))))
+
+
+def length(t: Tensor) -> float:
+    """||t||, summed in float64."""
+    return torch.linalg.vector_norm(t.detach(), dtype=torch.float64).item()
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Without oneDNN and cuDNN, and in one thread: the plain kernels start threads image by image."""
+    before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, torch.get_num_threads()
+    torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
+    torch.set_num_threads(1)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = before[:2]
+        torch.set_num_threads(before[2])
+
+
+def gradients_again(
+    layer: nn.Module, x: Tensor, of_output: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a layer's input and weight, float32, from the operands that its training pass had."""
+    rounded = torch.bfloat16 if precision == "bf16" else torch.float32
+    operands = (x, layer.weight)
+    x, weight = (t.detach().to(rounded).float().contiguous().requires_grad_() for t in operands)
+    with plain_kernels():
+        if isinstance(layer, nn.Linear):
+            y = F.linear(x, weight)
+        else:
+            y = layer._conv_forward(x, weight, None)
+        return torch.autograd.grad(y, (x, weight), of_output.float().contiguous())
+
+
+# ------------------------------------------------------------ the loop
+
+
 def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
     """Train the members of a group to step `stop`; yields the number of steps after every step.
 
@@ -699,10 +917,13 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
         epoch, i = divmod(step, per_epoch)
         if step == first or i == 0:
             group.load_epoch(level, epoch)
+        active = [k for k, m in enumerate(members) if m.step == step and not m.failed]
+        if active and not group.prepared:
+            group.examples.copy_(group.tables[:, :, i])
+            group.prepare(active[0])
         # of update number `step`, counted from 0
         group.rate.fill_(peak * recipe["lr_decay"] ** sum(m <= step for m in recipe["milestones"]))
         group.examples.copy_(group.tables[:, :, i])
-        active = [k for k, m in enumerate(members) if m.step == step and not m.failed]
         if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
             for k in active:
                 members[k].loss_sum.zero_()
@@ -860,6 +1081,8 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
         info = dict(json.loads(sidecar.read_text()))
         LABEL_NOISE(str(info.get("label_noise", 0)))
         SEED(str(info.get("noise_seed", 0)))
+    if "made_by" in info:  # else it is a user's own
+        check_version(path, info)
     if info.get("sha256", sha256(content)) != sha256(content):
         raise InputError(f"{path}: does not match the sha256 in the .json beside it")
     if info.get("fingerprint", fingerprint) != fingerprint:
@@ -867,6 +1090,16 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
             f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs"
         )
     return array, info
+
+
+def check_version(path: Path, info: dict) -> None:
+    """InputError if a file was made by a version of this toolkit whose numbers differ from those made now."""
+    version = info.get("version", "before 1")
+    if version != VERSION:
+        raise InputError(
+            f"{path}: made by version {version} of this toolkit, this is version {VERSION}; the same "
+            "settings give other numbers now, so use another folder"
+        )
 
 
 RECORDED = (
@@ -882,6 +1115,7 @@ def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
 
     A setting that one side does not know counts as None there: so an option of your own makes a difference.
     """
+    check_version(path, found)
     differ = [
         key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)
     ]
@@ -977,8 +1211,10 @@ RECIPE = {
     "dataset",
     "fingerprint",
     "classes",
+    "image_size",
     "precision",
     "seed",
+    "version",
     *HYPERPARAMETERS,
     *PRETRAINING,
 }
@@ -1082,21 +1318,28 @@ def resolve_preset(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
     return {"preset": preset, "dataset": args.dataset}
 
 
-def resolve_recipe(args: argparse.Namespace, device: torch.device, presets: dict = PRESETS) -> dict:
-    """Preset, data set, hyperparameters and precision; checked before any data are read."""
+def resolve_recipe(
+    args: argparse.Namespace, device: torch.device, made: dict, presets: dict = PRESETS
+) -> dict:
+    """Preset, data set, hyperparameters and precision; checked before any data are read.
+
+    made  the recipe in the output, or in its progress file, if a call before has begun it; else {}
+    """
     recipe = resolve_preset(args, presets) | {name: getattr(args, name) for name in HYPERPARAMETERS}
     if recipe["depth"] % 6 != 2:
         raise InputError(f"--depth must be 6n + 2, not {recipe['depth']}")
     if recipe["milestones"] != sorted(set(recipe["milestones"])):
         raise InputError(f"--milestones must be ascending, not {recipe['milestones']}")
-    recipe["precision"] = resolve_precision(args.precision, device)
-    return recipe | OWN
+    recipe["precision"] = resolve_precision(args.precision, device, made)
+    return recipe | {"version": VERSION} | OWN
 
 
 def check_recipe(path: Path, info: dict) -> dict:
     """The recipe in a file's metadata; InputError names the file and what is wrong with it."""
     with reading(path):
         recipe = dict(info.get("recipe", {}))
+        if recipe:
+            check_version(path, recipe)
         if missing := sorted(RECIPE - recipe.keys()):
             raise ValueError(
                 f"not a file of this pretrain.py, its recipe lacks {', '.join(missing)}"
@@ -1118,25 +1361,24 @@ def check_recipe(path: Path, info: dict) -> dict:
 
 
 def start_name(recipe: dict) -> str:
-    """A starting point in short, the same for its replicates: all 400, easy balanced 3200 200."""
+    """A starting point in short, the same for its replicates and as run_all.sh names folders: easy-3200-t200."""
     if not recipe["rewind_step"]:
-        return "init"
-    size = "" if recipe["subset_size"] is None else f" {recipe['subset_size']}"
-    balanced = " balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
-    noise = f" noise {recipe['label_noise']:.0%}" if recipe["label_noise"] else ""
-    usual = {
-        "score": "el2n",
-        "pretrain_lr": PRESETS[recipe["preset"]]["pretrain_lr"],
-        "noise_seed": 0,
-    }
+        return "all-t0"
+    balanced = "-balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
+    size = "" if recipe["subset_size"] is None else f"-{recipe['subset_size']}"
+    noise = f"-noise{100 * recipe['label_noise']:g}" if recipe["label_noise"] else ""
+    rate = recipe["pretrain_lr"]
+    lr = "" if rate == PRESETS[recipe["preset"]]["pretrain_lr"] else f"-lr{rate:g}"
     more = "".join(
-        f" {key} {recipe[key]}" for key in usual if recipe[key] not in (None, usual[key])
+        f"-{key}={recipe[key]}"
+        for key, usual in (("score", "el2n"), ("noise_seed", 0))
+        if recipe[key] not in (None, usual)
     )
-    return f"{recipe['scheme']}{balanced}{size} {recipe['rewind_step']}{noise}{more}"
+    return f"{recipe['scheme']}{balanced}{size}-t{recipe['rewind_step']}{noise}{lr}{more}"
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
-    """label_noise and noise_seed from the flags or the input's sidecar; they must not contradict."""
+    """label_noise, noise_seed and labels_sha256 from the flags or the input's sidecar; they must not contradict."""
     if sidecar.get("label_noise") == 0:
         sidecar = {"label_noise": 0.0}  # its seed means nothing
     noise = {}
@@ -1147,7 +1389,12 @@ def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} {given} contradicts the input, made with {noise[name]}")
     share = float(noise["label_noise"])
-    return {"label_noise": share, "noise_seed": noise["noise_seed"] if share else 0}
+    # labels_sha256: of labels of a user's own, which no stage takes so far
+    return {
+        "label_noise": share,
+        "noise_seed": noise["noise_seed"] if share else 0,
+        "labels_sha256": None,
+    }
 
 
 def resolve_device(name: str) -> torch.device:
@@ -1170,36 +1417,84 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """auto -> bf16 where the hardware multiplies it faster than fp32, else fp32."""
+def environment_flag(name: str) -> bool:
+    """Is a variable such as NO_GRAPH set, to something else than 0?"""
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Does this hardware multiply bf16 faster than fp32?"""
     if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    if precision == "bf16" and not has_bf16:
-        raise InputError(
-            "bf16 needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16"
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def resolve_precision(precision: str, device: torch.device, made: dict) -> str:
+    """fp32 or bf16. `auto` is that of the recipe in a file made before, if there is one, else what is fast here.
+
+    So what one machine has begun or finished is the same work on another.
+    """
+    if precision != "auto":
+        return precision
+    return made.get("precision", "bf16" if has_fast_bf16(device) else "fp32")
+
+
+def check_precision(precision: str, device: torch.device, source: Path | None = None) -> None:
+    """InputError where the hardware is slow at a precision; `source` is the unfinished file that has it."""
+    if precision == "bf16" and not has_fast_bf16(device):
+        there = f"{source} was begun in bf16, which" if source else "--precision bf16"
+        instead = (
+            "go on where it was begun, or make the start anew with --precision fp32 in another folder"
+            if source
+            else "use fp32"
         )
-    return ("bf16" if has_bf16 else "fp32") if precision == "auto" else precision
+        raise InputError(
+            f"{there} needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16: {instead}"
+        )
+
+
+def describe(device: torch.device, precision: str) -> str:
+    """On what this process trains: device or instruction sets, threads, precision."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {precision}"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}, {precision}"
+
+
+def processor() -> str:
+    """Instruction sets of torch's own kernels and of oneDNN's, each as far as its variable allows."""
+    sets = {
+        "AMX": torch.cpu._is_amx_tile_supported,
+        "AVX512_BF16": torch.cpu._is_avx512_bf16_supported,
+        "AVX512": torch.cpu._is_avx512_supported,
+        "AVX2": torch.cpu._is_avx2_supported,
+    }
+    of_machine = next((name for name, supported in sets.items() if supported()), platform.machine())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    onednn = f"at most {limit}" if limit else of_machine
+    return f"CPU, torch {torch.backends.cpu.get_cpu_capability()}, oneDNN {onednn}"
+
+
+def say_where(device: torch.device, precision: str) -> None:
+    """Said once by every stage that trains, before it does."""
+    print(f"training on: {describe(device, precision)}", flush=True)
 
 
 def made_by(device: torch.device) -> dict:
     """What is recorded but never compared."""
     cuda = device.type == "cuda"
-    processor = (
-        torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    )
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    unproved = {"NO_PROOF": True} if environment_flag("NO_PROOF") else {}
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if cuda else processor(),
         "host": socket.gethostname(),
         "command": command,
-    }
+    } | unproved
 
 
 def on_signals(received: list | None = None) -> dict:

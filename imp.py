@@ -81,7 +81,7 @@ def train_group(
 ) -> list:
     """Take runs through their levels side by side; returns a line for each that had to stop."""
     recipe = runs[0].recipe
-    seeds = [run.recipe["seed"] if (s := run.settings["order_seed"]) is None else s for run in runs]
+    seeds = [order_of(run.recipe["seed"], run.settings["order_seed"]) for run in runs]
     everyone = [
         (run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)
     ]
@@ -125,6 +125,11 @@ def train_group(
                 continue
             finish_level(run, member, accuracy, loss, data)
     return stopped
+
+
+def order_of(seed: int, order_seed: int | None) -> int:
+    """The seed of a run's batch order; one that was asked for is no replicate's own, whatever its number."""
+    return seed if order_seed is None else common.seed_of_its_own(common.OTHER_ORDER, order_seed)
 
 
 # ------------------------------------------------------------ the end of a level
@@ -234,12 +239,19 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
         tensors, info = common.load_tensors(path)
         if info.get("masks"):
             raise InputError(
-                f"--masks: {other} is itself under the masks of {info['masks']}; name that run"
+                f"--masks: {other} is itself under the masks of {info['masks']['setting']}; "
+                "name that run"
             )
         masks = common.part(tensors, "next")
         check_tensors(path, masks, run.masks)
         run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
-    run.settings["masks"] = common.start_name(common.check_recipe(path, info))
+    recipe = common.check_recipe(path, info)
+    # the replicate of a control is the seed of the run that made its masks
+    run.settings["masks"] = {
+        "setting": common.start_name(recipe),
+        "seed": recipe["seed"],
+        "same_start": info["rewind_sha256"] == run.settings["rewind_sha256"],
+    }
     if fraction not in (None, info["prune_fraction"]):
         raise InputError(
             f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}"
@@ -406,7 +418,6 @@ def main(argv: list[str] | None = None) -> None:
     preset = common.PRESETS[recipe["preset"]]
     levels = preset["levels"] if args.levels is None else args.levels
     fraction = preset["prune_fraction"] if args.prune_fraction is None else args.prune_fraction
-    common.resolve_precision(recipe["precision"], device)  # an error where this hardware lacks it
 
     data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
@@ -435,6 +446,8 @@ def main(argv: list[str] | None = None) -> None:
     common.on_signals(received)
     todo = [run for run in runs if run.level <= levels]
     if todo:
+        common.check_precision(recipe["precision"], device, args.rewind[0])
+        common.say_where(device, recipe["precision"])
         print(
             LINE.format(
                 "run".ljust(len(str(todo[0].folder))),

@@ -93,11 +93,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.scores:
         scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
     noise = common.resolve_noise(args, sidecar)
-    labels = common.noisy_labels(clean, classes, **noise)
+    labels = common.noisy_labels(clean, classes, noise["label_noise"], noise["noise_seed"])
     config = (
         names
         | noise
         | {
+            "version": common.VERSION,
             "fingerprint": data.fingerprint,
             "select": args.select,
             "size": args.size,

@@ -51,10 +51,20 @@ KEY = (
     "pretrain_lr",
 )  # of a curve, beside its name
 NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
-HASHES = ("subset_sha256", "fingerprint", "test_set_sha256")
+HASHES = ("subset_sha256", "fingerprint", "test_set_sha256", "labels_sha256")
 # what a level file says beside what decides its results, and hashes of what is each replicate's own
 RECORDED = (*common.RECORDED, "rewind_sha256", "masks_sha256")
-NOT_IN_PRESETS = (*KEY[:4], *HASHES, "preset", "classes", "precision", "order_seed")
+NOT_IN_PRESETS = (
+    *KEY[:4],
+    *HASHES,
+    "preset",
+    "classes",
+    "precision",
+    "order_seed",
+    "version",
+    "image_size",
+    "same_start",
+)
 # The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey print too.
 STYLES = {
     "t*": dict(color="#0072b2", linestyle=(0, (8, 2)), marker="."),
@@ -212,6 +222,7 @@ def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarra
     ]:  # the others need not be copied along
         info = common.load_info(file)
         with common.reading(file):
+            common.check_version(file, info["recipe"])
             if info["row"] != rows[info["row"]["level"]]:
                 raise InputError(
                     f"{path}: its level {info['row']['level']} is not that of {file.name}"
@@ -224,8 +235,11 @@ def replicate(info: dict) -> tuple[int, dict]:
     """Of a level file or a diverged.json: the seed, and all settings but that and what hangs on it."""
     shared = info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
     seed = shared.pop("seed")
-    if "masks" in shared and seed >= 1000:  # 1000 + k: a new start under the masks of k
-        seed -= 1000
+    if masks := shared.get(
+        "masks"
+    ):  # the replicate is the run that made them; its number is in no setting
+        seed = masks["seed"]
+        shared |= {"masks": masks["setting"], "same_start": masks["same_start"]}
     if shared["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
         return seed, shared | dict.fromkeys(common.PRETRAINING) | NO_PRETRAINING
     if shared["scheme"] not in ("easy", "hard", "custom") and shared["score"] is None:
@@ -254,6 +268,7 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
     for path in sorted(root.rglob("diverged.json")):
         with common.reading(path):
             told = json.loads(path.read_text())
+            common.check_version(path, told["recipe"])
             seed, shared = replicate(told["settings"] | {"recipe": told["recipe"]})
             where = "pre-training" if told["level"] is None else f"level {told['level']}"
             where = f"diverged in {where}, step {told['step']}"
@@ -408,8 +423,9 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
     """For every curve under whose masks others were trained: it and those."""
     panels = []
     for own in (c for c in curves if not c.masks):
-        wanted = own.pruned | {"masks": common.start_name(own.settings), "shuffled": None}
-        shown = [own, *(c for c in curves if c.pruned | {"shuffled": None} == wanted)]
+        either = {"shuffled": None, "same_start": None}
+        wanted = own.pruned | {"masks": common.start_name(own.settings)} | either
+        shown = [own, *(c for c in curves if c.pruned | either == wanted)]
         t_star = max(c.step if c.size is None else 2 * c.step for c in shown)
         if shown[1:]:
             panels.append(
@@ -1024,7 +1040,7 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
         args.runs.rglob("level00.safetensors")
     ):  # by starting point, its run of another order
         info = common.load_info(path)
-        if info.get("order_seed") not in (None, info["recipe"]["seed"]):
+        if info.get("order_seed") is not None:
             again[info["rewind_sha256"]] = path.parent
     for c in panel.curves:
         for seed, folder in tqdm(c.folders.items(), c.name, disable=None, leave=False):
@@ -1052,6 +1068,7 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
         said.append([c.name, len(each), *map(spread, starts[-1].T)])
         paths.append(args.out / f"barrier-{name}-{re.sub('[^A-Za-z0-9_.=-]+', '-', c.name)}.npy")
         about = {
+            "version": common.VERSION,
             "select": "barrier",
             "curve": c.name,
             "starts": len(each),

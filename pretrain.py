@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     device = common.resolve_device(args.device)
-    recipe = common.resolve_recipe(args, device)
+    begun = args.out.is_file() and not args.force
+    made = common.load_info(args.out).get("recipe", {}) if begun else {}
+    recipe = common.resolve_recipe(args, device, made)
     steps = common.PRESETS[recipe["preset"]]["t_star"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
         raise InputError(
@@ -63,10 +65,13 @@ def main(argv: list[str] | None = None) -> None:
         if (np.diff(subset) <= 0).any():
             raise InputError(f"{args.subset}: is not ascending, or holds an index twice")
     noise = common.resolve_noise(args, sidecar)
-    labels = common.noisy_labels(clean, len(data.classes), **noise)
+    labels = common.noisy_labels(
+        clean, len(data.classes), noise["label_noise"], noise["noise_seed"]
+    )
     recipe |= noise | {
         "fingerprint": data.fingerprint,
         "classes": len(data.classes),
+        "image_size": data.test.shape[1],
         "rewind_step": steps,
         "seed": args.seed,
         "scheme": "all" if subset is None else sidecar.get("select", "custom"),
@@ -83,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not held:
         return
+    common.check_precision(recipe["precision"], device)
+    common.say_where(device, recipe["precision"])
     member = common.Member("pre-training", recipe, data, args.seed)
     group = common.Group(
         [member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset

@@ -6,6 +6,8 @@ writes  scores.npy (float32 [N], index i is training example i), scores.json (ho
 python score_el2n.py --preset cifar10 --networks 10 --steps 7800 --out runs/cifar10/el2n.npy
 """
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -61,9 +63,7 @@ def score_missing(
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
     for share in common.even_groups(todo, at_once, labels.device):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
-        seeds = [
-            int(common.rng(common.SCORING, config["seed"], k).integers(2**32, 2**63)) for k in share
-        ]
+        seeds = [common.seed_of_its_own(common.SCORING, config["seed"], k) for k in share]
         members = [
             common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)
         ]
@@ -86,6 +86,17 @@ def score_missing(
             )
         del group  # its recordings, before new ones are made
     return failed
+
+
+def made_before(args: argparse.Namespace, progress: Path) -> dict:
+    """What the scores, or the networks finished so far, say of how they are made; {} if there are none."""
+    sidecar = args.out.with_suffix(".json")
+    if args.force:
+        return {}
+    if args.out.exists() and sidecar.exists():
+        with common.reading(sidecar):
+            return dict(json.loads(sidecar.read_text()))
+    return common.load_info(progress) if progress.exists() else {}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,7 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     device = common.resolve_device(args.device)
-    recipe = common.resolve_recipe(args, device, common.SCORING_PRESETS)
+    progress = args.out.with_suffix(".networks.safetensors")
+    recipe = common.resolve_recipe(
+        args, device, made_before(args, progress), common.SCORING_PRESETS
+    )
     steps = common.PRESETS[recipe["preset"]]["el2n_steps"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
         raise InputError(
@@ -135,6 +149,7 @@ def main(argv: list[str] | None = None) -> None:
             "steps": steps,
             "seed": args.seed,
             "classes": len(data.classes),
+            "image_size": data.test.shape[1],
         }
     )
     held = common.open_output(
@@ -145,14 +160,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not held:
         return
-    scored, progress = {}, args.out.with_suffix(".networks.safetensors")
+    common.check_precision(
+        recipe["precision"], device, progress if progress.exists() and not args.force else None
+    )
+    common.say_where(device, recipe["precision"])
+    scored = {}
     if args.force:  # now, so that the same command without it goes on after a kill
         args.out.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
     if progress.exists():
         scored, found = common.load_tensors(progress)
         common.refuse_difference(progress, found, config)
-    noisy = common.noisy_labels(data.labels.cpu().numpy(), len(data.classes), **noise)
+    noisy = common.noisy_labels(
+        data.labels.cpu().numpy(), len(data.classes), noise["label_noise"], noise["noise_seed"]
+    )
     labels = torch.from_numpy(noisy).to(device)
 
     failed = score_missing(scored, progress, config, data, labels, args.at_once)

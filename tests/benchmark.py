@@ -87,7 +87,7 @@ def versions(device: torch.device) -> tuple:
     software = f"torch {torch.__version__}, Python {platform.python_version()}"
     if device.type == "cpu":
         cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-        return f"{cores}, {torch.backends.cpu.get_cpu_capability()}, {software}", "", True
+        return f"{cores}, {common.processor()}, {software}", "", True
     gpu, cuda = torch.cuda.get_device_properties(device), f"CUDA {torch.version.cuda}"
     memory, cudnn = f"{gpu.total_memory / 2**30:.0f} GiB", f"cuDNN {torch.backends.cudnn.version()}"
     return f"{gpu.name}, {memory}, {software}, {cuda}, {cudnn}", "", True
@@ -114,15 +114,15 @@ def near_the_cpu(device: torch.device) -> tuple:
 def recording(device: torch.device, networks: int, depth: int, precision: str, steps: int) -> tuple:
     """Recorded without a note; at two levels plain steps bit for bit, and pruned weights stay zero."""
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        recorded, plain = (
-            pruned_group(device, networks, depth=depth, precision=precision) for _ in range(2)
-        )
-    plain.replays = [None] * networks
+    recorded, plain = (
+        pruned_group(device, networks, depth=depth, precision=precision) for _ in range(2)
+    )
+    plain.prepared = True  # neither proved nor recorded
     for level, group in itertools.product((0, 1), (recorded, plain)):
         for m in group.members:
             m.step = 0
-        train(group, steps, level)
+        with contextlib.redirect_stderr(said):
+            train(group, steps, level)
     zero = all(
         not p[m.masks[name] == 0].any() for m in recorded.members for name, p in m.prunable.items()
     )
@@ -134,6 +134,30 @@ def recording(device: torch.device, networks: int, depth: int, precision: str, s
         f"no note, {limit}",
         not notes and zero and all(ok for *_, ok in found),
     )
+
+
+def proof(device: torch.device, precision: str) -> tuple:
+    """The gradients of an honest step, as far from plain kernels as they may be at most."""
+    common.PROVED.clear()
+    try:
+        train(pruned_group(device, precision=precision), 1)
+    except common.Failure as failure:
+        return str(failure), "passes", False
+    return "passes", "passes", len(common.PROVED) == 1
+
+
+def wrong_convolution(device: torch.device, precision: str) -> tuple:
+    """A convolution whose backward pass makes the gradient of its weight 6% too large is refused."""
+    right, backends = torch.nn.Conv2d._conv_forward, (torch.backends.mkldnn, torch.backends.cudnn)
+
+    def wrong(layer, x, weight, bias):
+        if any(backend.enabled for backend in backends) and weight.requires_grad:
+            weight = 1.06 * weight - 0.06 * weight.detach()
+        return right(layer, x, weight, bias)
+
+    with mock.patch.object(torch.nn.Conv2d, "_conv_forward", wrong):
+        found, _, honest = proof(device, precision)
+    return found[:40], "wrong gradient", not honest and found.startswith("wrong gradient")
 
 
 def company(device: torch.device) -> tuple:
@@ -229,7 +253,7 @@ def speed(device: torch.device, networks: int, goal: float, compiled: bool = Fal
     """Milliseconds of a step of ResNet-20 at batch 128, for each of so many networks."""
     if compiled:
         common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
-    group = make_group(device, networks, precision=common.resolve_precision("auto", device))
+    group = make_group(device, networks, precision=common.resolve_precision("auto", device, {}))
     loop = common.train(group, 10**9, peak=0.1)
     found = statistics.median([1e3 * seconds(loop, 200, device) / networks for _ in range(5)][1:])
     return f"{found:.3f} ms", f"goal {goal:g}", found <= goal
@@ -267,6 +291,11 @@ CHECKS = {  # device -> (found, limit, ok?)
     "50 replays, half-zero masks": partial(
         recording, networks=1, depth=20, precision="fp32", steps=50
     ),
+    **{
+        f"{name} {precision}": partial(check, precision=precision)
+        for name, check in (("first step", proof), ("wrong convolution", wrong_convolution))
+        for precision in ("fp32", "bf16")
+    },
     "alone and in company": company,
     "stop, restore, go on": stop_and_go_on,
     "two processes": two_processes,
@@ -364,11 +393,11 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
             yield
 
 
-def table(device: torch.device, quick: bool, rounds: int) -> None:
-    """Both loops in turns, and the median of each."""
-    precision = common.resolve_precision("auto", device)
+def table(device: torch.device, quick: bool, rounds: int, precision: str) -> None:
+    """Both loops in turns: the median of each, and of their ratio in a turn with its extremes."""
+    precision = common.resolve_precision(precision, device, {})
     print(versions(device)[0], f"ours in {precision}", sep=", ")
-    print("network    batch  at once  plain s   ours s  images/s  times faster  IMP run h")
+    print("network    batch  at once  plain s   ours s  images/s  times faster        IMP run h")
     sizes = [(20, 128)] if quick else itertools.product((20, 32, 56), (128, 256))
     at_once = (1, 2, 4, 8, 16) if device.type == "cuda" else (1,)
     for (depth, batch), networks in itertools.product(sizes, at_once):
@@ -385,12 +414,14 @@ def table(device: torch.device, quick: bool, rounds: int) -> None:
                 )  # the first turn warms up: workers, kernels, memory
         loops[0].close()
         del group, loops, loop  # graphs are let go before the next ones are recorded
-        plain, ours = map(statistics.median, times)
+        ours = statistics.median(times[1])
+        faster = [networks * a / b for a, b in zip(*times)]
+        ratio = f"{statistics.median(faster):.2f} ({min(faster):.2f}-{max(faster):.2f})"
         preset = next(p for p in common.PRESETS.values() if p["depth"] == depth)
         hours = (1 + preset["levels"]) * preset["total_steps"] * ours / networks / 3600
         print(
-            f"ResNet-{depth:2} {batch:7} {networks:8} {plain:8.4f} {ours:8.4f}",
-            f"{batch * networks / ours:9.0f} {networks * plain / ours:13.2f} {hours:10.1f}",
+            f"ResNet-{depth:2} {batch:7} {networks:8} {statistics.median(times[0]):8.4f}",
+            f"{ours:8.4f} {batch * networks / ours:9.0f}  {ratio:18} {hours:9.1f}",
             flush=True,
         )
 
@@ -403,6 +434,7 @@ def main() -> int:
     )
     parser.add_argument("--check", help="one check of --accept, in this process")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 at batch 128 alone")
+    parser.add_argument("--precision", default="auto", help="of ours: auto, fp32 or bf16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (5)")
     args = parser.parse_args()
@@ -412,7 +444,7 @@ def main() -> int:
     if args.check:
         print(json.dumps((CHECKS | SPEEDS | {"fingerprint": fingerprint})[args.check](device)))
         return 0
-    table(device, args.quick, args.rounds)
+    table(device, args.quick, args.rounds, args.precision)
     return 0
 
 

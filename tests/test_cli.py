@@ -108,9 +108,10 @@ def test_what_imp_cannot_do_with_its_runs(ok, refused, folder, rewind):
 def test_what_the_hardware_cannot_do(refused, folder, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert common.resolve_precision("auto", torch.device("cpu")) == "fp32"
+    assert common.resolve_precision("auto", torch.device("cpu"), {}) == "fp32"
     refused([*START, folder / "x.safetensors", "--precision", "bf16"], "bf16 needs")
-    refused(["imp", rewrite_recipe(folder, precision="bf16")], "bf16 needs")
+    imp_run = ["imp", rewrite_recipe(folder, precision="bf16"), "--out", folder / "new"]
+    refused(imp_run, "was begun in bf16", "--precision fp32 in another folder")
     error = RuntimeError(
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
     )
@@ -373,3 +374,86 @@ def test_presets_hold_the_papers_table_1_and_a_dataset_names_its_own():
         ("cinic10", 56, 256, 0.1, *cinic, 800, 10, 8000, 0.2, 12),
     ):
         assert [common.PRESETS[preset][name] for name in names] == expected
+
+
+def test_auto_is_the_precision_of_what_is_there_and_done_needs_no_hardware(
+    ok, refused, tmp_path, monkeypatch
+):
+    """The same commands on a machine with bf16 units and on one without, both ways round."""
+    scores, rewind = tmp_path / "scores.npy", tmp_path / "run" / "rewind.safetensors"
+    auto = [*TINY, "--precision", "auto"]
+    score = ["score", *auto, "--networks", 2, "--steps", 1, "--out", scores]
+    start = ["pretrain", *auto, "--steps", 2, "--out", rewind]
+    prune = ["imp", rewind, "--levels", 0]
+
+    def precisions():
+        recipes = (
+            json.loads(scores.with_suffix(".json").read_text()),
+            common.load_info(rewind)["recipe"],
+        )
+        return {recipe["precision"] for recipe in recipes}
+
+    for units, here, elsewhere in ((True, "bf16", "fp32"), (False, "fp32", "bf16")):
+        monkeypatch.setattr(common, "has_fast_bf16", lambda device, units=units: units)
+        for command in (score, start, prune):
+            ok(*command, *(["--force"] if command is not prune or not units else []))
+        assert precisions() == {here}
+        before = snapshot(tmp_path)
+        monkeypatch.setattr(common, "has_fast_bf16", lambda device, units=units: not units)
+        for command in (score, start, prune):
+            assert "already done" in ok(*command)
+        for command in (score, start):  # one that is asked for is compared
+            refused(
+                [*command, "--precision", elsewhere], f"precision {here} there, {elsewhere} now"
+            )
+        assert snapshot(tmp_path) == before
+        more = ["imp", rewind, "--levels", 1]
+        scores.unlink()  # the networks of its progress file are finished
+        if units:  # unfinished bf16 work, and no such units here
+            refused(more, "rewind.safetensors was begun in bf16", "in another folder")
+            refused(score, "scores.networks.safetensors was begun in bf16")
+            ok(*start, "--force")  # resolved anew
+            assert common.load_info(rewind)["recipe"]["precision"] == "fp32"
+        else:
+            ok(*more)
+            ok(*score)
+            assert precisions() == {"fp32"}
+
+
+def test_what_another_version_made_is_refused_with_one_line(
+    ok, refused, folder, rewind, monkeypatch
+):
+    subset, new = folder / "random.npy", folder / "new.npy"
+    ok(*RANDOM, subset)
+    monkeypatch.setattr(common, "VERSION", common.VERSION + 1)
+    commands = [
+        [*SCORE, folder / "scores.npy"],
+        [*EASY, folder / "scores.npy", "--out", new],
+        [*RANDOM, subset],
+        [*START, folder / "other.safetensors", "--subset", subset],
+        [*START, rewind],
+        ["imp", rewind, "--levels", 1],
+        ["plot", folder],
+    ]
+    for command in commands:
+        refused(
+            command, "made by version 1 of this toolkit, this is version 2", "use another folder"
+        )
+    (folder / "scores.npy").unlink()  # its progress
+    refused([*SCORE, folder / "scores.npy"], "scores.networks.safetensors", "version 1")
+    sidecar = subset.with_suffix(".json")  # a user's own, which says no more than a name
+    sidecar.write_text(json.dumps({"select": "mine"}))
+    ok(*START, folder / "other.safetensors", "--subset", subset)
+    path = rewrite_recipe(folder, version="drop")  # before there was one
+    refused(["imp", path], "made by version before 1")
+
+
+def test_stages_that_train_say_on_what(ok, tmp_path):
+    out = ok("pretrain", *TINY, "--steps", 1, "--out", tmp_path / "rewind.safetensors")
+    line = f"training on: {common.processor()}, 1 thread, fp32"
+    assert out.splitlines().count(line) == 1
+    assert f"torch {torch.backends.cpu.get_cpu_capability()}" in line
+    assert ok("imp", tmp_path / "rewind.safetensors", "--levels", 1).splitlines().count(line) == 1
+    again = ok("imp", tmp_path / "rewind.safetensors", "--levels", 1)
+    assert "training on" not in again
+    assert ok(*SCORE, tmp_path / "scores.npy").splitlines().count(line) == 1

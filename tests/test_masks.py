@@ -72,13 +72,13 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
     ok(*command)
     _, info = level(tmp_path / "control", 1)
     assert (info["masks"], info["prune_fraction"], info["criterion"]) == (
-        "all 5 pretrain_lr 0.3",
+        {"setting": "all-t5-lr0.3", "seed": 0, "same_start": False},
         FRACTION,
         "magnitude",
     )
     assert not {"masks", "masks_sha256", "shuffled"} & level(own, 1)[1].keys()
     refused([*command, "--shuffle-masks"], "shuffled unknown there, True now")
-    refused(["imp", other, *out], "masks all 5 pretrain_lr 0.3 there, unknown now")
+    refused(["imp", other, *out], "masks {", "'all-t5-lr0.3'} there, unknown now")
     for changed, word in ((1, "level01.safetensors: its next masks"), (0, "masks_sha256")):
         tensors, about = level(own, changed)
         tensors["next.conv.weight"] = 1 - tensors["next.conv.weight"]
@@ -98,9 +98,10 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
     }
     other = {"label_noise": 0.5, "score": "x", "noise_seed": 2}
     for change, name in (
-        (other, "easy 32 9 noise 50% score x noise_seed 2"),
-        ({"rewind_step": 0}, "init"),
-        ({"class_balanced": True, "scheme": "random"}, "random 32 9"),
+        (other, "easy-32-t9-noise50-score=x-noise_seed=2"),
+        ({"rewind_step": 0}, "all-t0"),
+        ({"class_balanced": True, "scheme": "random"}, "random-32-t9"),
+        ({"class_balanced": True, "pretrain_lr": 0.2}, "easy-balanced-32-t9-lr0.2"),
     ):
         assert common.start_name(easy | change) == name
 
@@ -126,7 +127,7 @@ def test_masks_that_cannot_be_used_are_one_line(ok, refused, pruned, tmp_path):
             other,
             ["--masks", tmp_path / "control", "--levels", 0],
             "control",
-            "under the masks of all 5",
+            "under the masks of all-t5",
         ),
         (
             other,
@@ -160,10 +161,10 @@ def controls(tmp_path_factory):
 def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
     rows = read_csv(controls / "figures/digits/controls/verdicts.csv")
     found = {(row["a"], row["b"]): row for row in rows if row["first_level"] != row["last_level"]}
-    for own, masks in ((ALL, "all 20"), (EASY, "easy balanced 256 10")):
+    for own, masks in ((ALL, "all-t20"), (EASY, "easy-balanced-256-t10")):
         for control in (f"no pre-training, masks={masks}", f"{own}, masks={masks}, shuffled"):
             assert found[control, own]["replicates"] == "2 paired"
-    assert (f"{EASY}, masks=all 20", ALL) in found
+    assert (f"{EASY}, masks=all-t20", ALL) in found
     reinit, own = (
         [
             float(row["test_accuracy"])
@@ -172,7 +173,7 @@ def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
         ]
         for name in ("all-t20-reinit", "all-t20")
     )
-    difference = found["no pre-training, masks=all 20", ALL]["difference"]
+    difference = found["no pre-training, masks=all-t20", ALL]["difference"]
     assert float(difference) == pytest.approx(100 * (np.mean(reinit) - np.mean(own)))
     assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
     ok("plot", controls / "runs/digits", "--out", controls / "plain")  # other figures go without

@@ -33,6 +33,7 @@ def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **setti
         "pretrain_lr": rate,
         "class_balanced": None,
         "score": None,
+        "version": common.VERSION,
     }
     info = {"prune_fraction": 0.2, "order_seed": None, "criterion": "magnitude"} | (own or {})
     for seed, accuracy in enumerate(rows, first):
@@ -54,12 +55,12 @@ def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **setti
     return folder
 
 
-def diverge(folder, level, step, seed):
+def diverge(folder, level, step, seed, **more):
     """The diverged.json of a replicate: of imp.py or, without a level, of pretrain.py."""
     info = common.load_info(folder / "level00.safetensors")
     recipe = info.pop("recipe") | {"seed": seed}
     own = {key: value for key, value in info.items() if key != "row" and level is not None}
-    told = {"recipe": recipe, "settings": own, "level": level, "step": step}
+    told = {"recipe": recipe, "settings": own | more, "level": level, "step": step}
     (folder / "diverged.json").write_text(json.dumps(told))
 
 
@@ -457,12 +458,13 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(ok, tmp_path, leve
 
 def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_diverged(tmp_path):
     fake_runs(tmp_path, "all 4", *[[0.9, 0.8]] * 3)
-    under = fake_runs(
-        tmp_path / "c", "all 0", *[[0.9, 0.7]] * 3, first=1000, own={"masks": "all 4"}
-    )
-    diverge(under, 1, 7, seed=1003)
+    for seed in (5, 6, 1005):  # numbers mean nothing, neither that of the start nor their distance
+        masks = {"setting": "all-t4", "seed": seed, "same_start": False}
+        where = tmp_path / f"c{seed}"
+        under = fake_runs(where, "all 0", [0.9, 0.7], first=1000 + seed, own={"masks": masks})
+    diverge(under, 1, 7, seed=1003, masks=masks | {"seed": 3})
     (control,) = (c for c in plot.read_runs(tmp_path)["cifar10"] if c.masks)
-    assert ([*control.accuracy], [*control.diverged]) == ([0, 1, 2], [3])
+    assert ({*control.accuracy}, [*control.diverged]) == ({5, 6, 1005}, [3])
 
 
 def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval_of_welch():
