@@ -1,7 +1,7 @@
-"""What every stage needs, in the order in which an image becomes a weight, then files and command line.
+"""What every stage needs, in the order in which an image becomes a weight.
 
-load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step -> Member.update. Stages decide who is
-trained, and on what.
+load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step -> Member.update; then files
+and command line. Stages decide who is trained, and on what.
 """
 
 import argparse
@@ -36,24 +36,27 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 from tqdm import tqdm
 
-# ------------------------------------------------------------ presets (paper, Table 1 and Appendix A)
+# ------------------------------------------------------------ presets (paper, Table 1 and App. A)
 
 CIFAR10 = dict(
     dataset="cifar10", depth=20, width=16, batch_size=128, lr=0.1, pretrain_lr=0.4, momentum=0.9,
-    weight_decay=1e-4, milestones=[31200, 46800], lr_decay=0.1, total_steps=62400, t_star=400, networks=10,
-    el2n_steps=7800, scoring={}, prune_fraction=0.2, levels=16, precision="auto", pad=4, flip=True,
+    weight_decay=1e-4, milestones=[31200, 46800], lr_decay=0.1, total_steps=62400, t_star=400,
+    networks=10, el2n_steps=7800, scoring={}, prune_fraction=0.2, levels=16, precision="auto",
+    pad=4, flip=True,
 )  # fmt: skip
 PRESETS = {
     # the demonstration, found by a search on seeds 100 to 107; see RESULTS.md
     "digits": CIFAR10 | dict(
-        dataset="digits", depth=14, width=6, batch_size=64, lr=0.5, pretrain_lr=0.5, milestones=[224, 288],
-        total_steps=320, t_star=20, networks=8, el2n_steps=100, scoring=dict(depth=8, width=16, lr=0.05),
-        prune_fraction=0.488, levels=5, precision="fp32", pad=1, flip=False,
+        dataset="digits", depth=14, width=6, batch_size=64, lr=0.5, pretrain_lr=0.5,
+        milestones=[224, 288], total_steps=320, t_star=20, networks=8, el2n_steps=100,
+        scoring=dict(depth=8, width=16, lr=0.05), prune_fraction=0.488, levels=5, precision="fp32",
+        pad=1, flip=False,
     ),
     # CIFAR-10 for a laptop, two epochs a training; t* by its own search on seeds 100 to 102
     "cifar10-small": CIFAR10 | dict(
-        depth=14, width=8, batch_size=64, lr=0.3, pretrain_lr=0.3, milestones=[1000, 1300], total_steps=1500,
-        t_star=100, networks=4, el2n_steps=1500, scoring=dict(lr=0.1), prune_fraction=0.488, levels=5,
+        depth=14, width=8, batch_size=64, lr=0.3, pretrain_lr=0.3, milestones=[1000, 1300],
+        total_steps=1500, t_star=100, networks=4, el2n_steps=1500, scoring=dict(lr=0.1),
+        prune_fraction=0.488, levels=5,
     ),
     "cifar10": CIFAR10,
     "cifar100": CIFAR10 | dict(dataset="cifar100", depth=32, t_star=800),
@@ -64,12 +67,14 @@ PRESETS = {
 }  # fmt: skip
 # Networks that score may differ: those that agree on what is easy are not those that are pruned.
 SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.items()}
-# Raised with every change after which the same settings give other numbers: nothing of another version is taken up.
+# Raised with every change after which the same settings give other numbers: nothing of another
+# version is taken up.
 VERSION = 1
-# Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry it, curves
-# are named for it, and no stage takes up what other code has made.
+# Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry
+# it, curves are named for it, and no stage takes up what other code has made.
 OWN = {}
-# In these, and in the seed, starting points may differ and still train side by side: IMP does not use them.
+# In these, and in the seed, starting points may differ and still train side by side: IMP does not
+# use them.
 PRETRAINING = (
     "pretrain_lr",
     "rewind_step",
@@ -141,7 +146,7 @@ class Data:
 
 
 def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -> Data:
-    """A data set on the device, padded, with the statistics and the fingerprint of its training set."""
+    """A data set on the device, padded, with statistics and fingerprint of its training set."""
     classes, images, labels, test, test_labels = READERS[dataset](data_dir)
     labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
     if len(classes) < 2:
@@ -156,7 +161,7 @@ def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, [C] float32 each, exact up to the last rounding."""
+    """Mean and standard deviation by channel, [C] float32 each, exact up to the last rounding."""
     values = np.arange(256)
     counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
     mean = np.array([count @ values / count.sum() for count in counts])
@@ -167,7 +172,10 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def noisy_labels(
     labels: np.ndarray, classes: int, label_noise: float, noise_seed: int
 ) -> np.ndarray:
-    """Labels [N] int64, round(label_noise N) of them drawn anew, uniformly over all classes (P, App. A)."""
+    """Labels [N] int64, of which round(label_noise N) are drawn anew (paper, Appendix A).
+
+    They are drawn uniformly over all classes.
+    """
     draw = rng(NOISE, noise_seed)
     chosen = draw.choice(len(labels), round(label_noise * len(labels)), replace=False)
     labels = labels.copy()
@@ -175,12 +183,17 @@ def noisy_labels(
     return labels
 
 
-# Each reader returns (class names, training images [N, H, W, C] uint8, labels, test images, test labels).
+# Each reader returns class names, training images [N, H, W, C] uint8, their labels, test images,
+# and the labels of these.
 
 
 def read_digits(root: Path) -> tuple:
-    """UCI digits as scikit-learn ships them: 8x8, grey levels 0 to 16; 50 fixed test images of each class."""
-    # its file alone: importing scikit-learn takes a second, and the demonstration starts dozens of processes
+    """UCI digits as scikit-learn ships them: 8x8, grey levels 0 to 16.
+
+    50 fixed images of each class are for the test.
+    """
+    # Its file alone is read: importing scikit-learn takes a second, and the demonstration starts
+    # dozens of processes.
     package = Path(importlib.util.find_spec("sklearn").origin).parent
     rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
     images, labels = rows[:, :-1].reshape(-1, 8, 8, 1), rows[:, -1]
@@ -206,14 +219,12 @@ def read_cifar(name: str, root: Path) -> tuple:
 
 
 CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
-CINIC10_MD5, CINIC10_IMAGES = (
-    "6ee4d0c996905fe93221de577967a372",
-    [180_000, 90_000],
-)  # training, test
+# images for training, for the test
+CINIC10_MD5, CINIC10_IMAGES = "6ee4d0c996905fe93221de577967a372", [180_000, 90_000]
 
 
 def read_cinic10(root: Path) -> tuple:
-    """CINIC-10 with train and valid joined; after the first time, from cinic10.safetensors alone."""
+    """CINIC-10, train and valid joined; after the first time, from cinic10.safetensors alone."""
     cache = root / "cinic10.safetensors"
     tree = root if (root / "train").is_dir() else root / "CINIC-10"
     if not cache.exists() and not tree.is_dir():
@@ -247,7 +258,7 @@ READERS = {
 
 @contextlib.contextmanager
 def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
-    """One process fetches, the others wait; without a network, one line that says what to put where."""
+    """One process fetches, the others wait; without a network one line says what to put where."""
     try:
         with lock(archive.parent / ".fetch.lock", wait=True):
             yield
@@ -262,17 +273,18 @@ def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
 def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
     """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
 
-    Every stage would decode the small files anew, so the arrays are kept in `cache` until a file changes.
-    sizes  how many images for training and for the test there must be; a cache of them stands for the files
+    Every stage would decode the small files anew, so the arrays are kept in `cache` until a file
+    changes.
+    sizes  how many images for training and for the test there must be; a cache of them stands for
+           the files
     """
     from torchvision.datasets import ImageFolder
 
     stamp, folders, keys = None, [], ("train", "labels", "test", "test_labels")
     if not (sizes and cache.exists()):
         for split in (*train, "test"):
-            with reading(
-                root / split
-            ):  # which may be missing, or have an empty class folder or none
+            # the folder may be missing, or have an empty class folder or none
+            with reading(root / split):
                 folders.append(ImageFolder(root / split))
             if folders[-1].classes != folders[0].classes:
                 raise InputError(
@@ -329,8 +341,8 @@ def epoch_table(
 ) -> np.ndarray:
     """Which examples an epoch takes and how it cuts them: [4, n // batch, batch] int64.
 
-    The four are example, top, left and flip (0 or 1). A pure function of its arguments: any step can be made
-    again without the ones before, and every device sees the same order.
+    The four are example, top, left and flip (0 or 1). A pure function of its arguments: any step
+    can be made again without the ones before, and every device sees the same order.
     """
     steps = n // batch
     order = rng(ORDER, seed, level, epoch).permutation(n)[: steps * batch]
@@ -341,7 +353,7 @@ def epoch_table(
 
 
 def take_batch(data: Data, table: Tensor) -> Tensor:
-    """Crop, flip and normalise one batch of an epoch table: [4, B] int64 -> [B, C, H, W] float32."""
+    """Crop, flip and normalise a batch of an epoch table: [4, B] int64 -> [B, C, H, W] float32."""
     example, top, left, flips = table
     line = torch.arange(data.test.shape[1], device=table.device)
     rows = top[:, None] + line
@@ -353,7 +365,7 @@ def take_batch(data: Data, table: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.Module):
-    """torch's BatchNorm2d without the step counter, with statistics that are precise in every memory format."""
+    """torch's BatchNorm2d without step counter, its statistics precise in every memory format."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -369,7 +381,8 @@ class BatchNorm(nn.Module):
             return PreciseBatchNorm.apply(
                 x, self.weight, self.bias, self.running_mean, self.running_var
             )
-        # not F.batch_norm: on a GPU in fp32 it takes persistent kernels, reported to stall beside others
+        # Not F.batch_norm: on a GPU in fp32 it takes persistent kernels, which are reported to
+        # stall beside others.
         return torch.native_batch_norm(
             x,
             self.weight,
@@ -382,36 +395,34 @@ class BatchNorm(nn.Module):
         )[0]
 
 
-MOMENTUM, EPSILON = (
-    0.1,
-    1e-5,
-)  # of batch norm: the weight of a new batch in running statistics; torch's defaults
+# of batch norm: the weight of a new batch in running statistics; torch's defaults
+MOMENTUM, EPSILON = 0.1, 1e-5
 
 
 def sums_naively(x: Tensor) -> bool:
     """Would torch's batch norm sum so many values of a channel one after another that it matters?
 
-    It does so on a CPU in channels-last memory: after 131,072 values (ResNet-20, batch 128) its output is off by
-    1e-4 and the gradients of all convolutions by 1%. Up to 4,096 values (every layer of the digits) it is off by
-    4e-6 at most, and its one call is a third of the time of ours; in bf16 rounding is far more than that.
+    It does so on a CPU in channels-last memory: after 131,072 values (ResNet-20, batch 128) its
+    output is off by 1e-4 and the gradients of all convolutions by 1%. Up to 4,096 values (every
+    layer of the digits) it is off by 4e-6 at most, and its one call takes a third of the time of
+    ours; in bf16 rounding is far more than that.
     """
     several = x.dtype == torch.float32 and x.numel() // x.shape[1] > 4096
     return several and not x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class PreciseBatchNorm(torch.autograd.Function):
-    """Batch norm in training mode on a CPU in channels-last memory: torch's own kernels, given better statistics.
+    """Batch norm in training mode on a CPU in channels-last memory, with better statistics.
 
-    Every pixel of an image is first treated as a channel of its own, whose statistics sum over the batch alone;
-    those of its pixels make up a channel's.
+    torch's own kernels are given them. Every pixel of an image is first treated as a channel of its
+    own, whose statistics sum over the batch alone; those of its pixels make up a channel's.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var):
         batch, channels, height, width = x.shape
-        pixels = x.permute(0, 2, 3, 1).reshape(
-            batch, height * width * channels
-        )  # a view of the same memory
+        # a view of the same memory
+        pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width * channels)
         means, variances = torch.batch_norm_update_stats(pixels, None, None, MOMENTUM)
         means = means.view(-1, channels)
         mean = means.mean(0)
@@ -441,18 +452,17 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.bn2 = BatchNorm(c_out)
         self.shortcut = nn.Sequential()
-        if (
-            c_in != c_out
-        ):  # a projection, as in the code of the figures; He et al.'s option A has none
+        # a projection, as in the code of the figures; He et al.'s option A has none
+        if c_in != c_out:
             self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), BatchNorm(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(
-            self.conv1(x)
-        ).relu_()  # in place: no backward pass needs what batch norm put out
+        # in place: no backward pass needs what batch norm put out
+        y = self.bn1(self.conv1(x)).relu_()
         if self.stride > 1:
-            # The stride of the projection, taken before it: the same numbers, without oneDNN's kernel for the
-            # weight gradient of a strided 1x1 convolution, which can write outside its memory (oneDNN issue 6035).
+            # The stride of the projection, taken before it: the same numbers, without oneDNN's
+            # kernel for the weight gradient of a strided 1x1 convolution, which can write outside
+            # its memory (oneDNN issue 6035).
             x = x[:, :, :: self.stride, :: self.stride]
         y = self.bn2(self.conv2(y)).add_(self.shortcut(x))
         return y.relu_()
@@ -481,7 +491,10 @@ class ResNet(nn.Module):
 
 @torch.no_grad()
 def initialise(net: ResNet, seed: int) -> None:
-    """Draw w_0: Kaiming-normal weights (fan-in, ReLU), batch-norm weights in [0, 1), torch's linear bias."""
+    """Draw the weights w_0 of a seed.
+
+    Kaiming-normal weights (fan-in, ReLU), batch-norm weights in [0, 1), torch's linear bias.
+    """
     draw = rng(INIT, seed)
     for name, p in net.named_parameters():
         if p.dim() > 1:
@@ -501,7 +514,7 @@ def initialise(net: ResNet, seed: int) -> None:
 
 
 class Member:
-    """One network in training: weights, momentum, masks, data order, next step, loss of the last epoch."""
+    """A network in training: weights, momentum, masks, data order, next step, last epoch's loss."""
 
     def __init__(self, name: str, recipe: dict, data: Data, seed: int):
         self.name, self.seed, self.step, self.failed = name, seed, 0, False
@@ -544,12 +557,13 @@ class Member:
     def update(self, recipe: dict, rate: Tensor) -> None:
         """One step of SGD, then pruned weights back to zero; spends the gradients.
 
-        A parameter without a gradient stays as it is, as with torch.optim.SGD: a frozen layer, an unused head.
+        A parameter without a gradient stays as it is, as with torch.optim.SGD: a frozen layer, an
+        unused head.
         """
         trained = {name: p for name, p in self.parameters.items() if p.grad is not None}
         parameters = list(trained.values())
-        # the function behind torch.optim.SGD, whose class imports the compiler, over a second a process;
-        # fused takes the rate as a tensor, the other implementations read it on the host
+        # The function behind torch.optim.SGD, whose class imports the compiler, over a second a
+        # process. fused takes the rate as a tensor, the other implementations read it on the host.
         sgd(
             parameters,
             [p.grad for p in parameters],
@@ -571,12 +585,12 @@ class Member:
         torch._foreach_mul_(list(self.prunable.values()), list(self.masks.values()))
 
     def finite(self) -> bool:
-        """Are all weights and statistics finite? One copy to the host, however many tensors there are."""
+        """Are all weights and statistics finite? One copy to the host for all tensors together."""
         return bool(torch.stack([t.isfinite().all() for t in self.net.state_dict().values()]).all())
 
 
 def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Several dictionaries as one: {"conv.weight": t} given as mask becomes {"mask.conv.weight": t}."""
+    """Dictionaries as one: {"conv.weight": t} given as mask becomes {"mask.conv.weight": t}."""
     return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 
@@ -588,7 +602,10 @@ def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
-    """The fewest even groups of at most at_once; default 8 on a GPU, 1 on a CPU, which has one to itself."""
+    """The fewest even groups of at most at_once.
+
+    The default is 8 on a GPU and 1 on a CPU, which has one to itself.
+    """
     groups = -(-len(items) // (at_once or (8 if device.type == "cuda" else 1)))
     return [items[i::groups] for i in range(groups)]
 
@@ -633,7 +650,7 @@ class Group:
         self.prepared = False
 
     def prepare(self, k: int) -> None:
-        """Before the first step of all: prove that of member k, whose turn it is; on a GPU record."""
+        """Before the very first step: prove that of member k, whose turn it is; on a GPU record."""
         self.prepared = True
         prove_once(self, k)
         if self.labels.is_cuda and not environment_flag("NO_GRAPH"):
@@ -648,7 +665,8 @@ class Group:
             table = epoch_table(m.seed, level, epoch, len(self.subset), batch, data.pad, data.flip)
             table[0] = self.subset[table[0]]
             new = torch.from_numpy(table)
-            # from a pinned buffer of its own, which the copy may still read when the next epoch is drawn
+            # From a pinned buffer of its own, which the copy may still read when the next epoch is
+            # drawn.
             kept.copy_(new.pin_memory() if kept.is_cuda else new, non_blocking=True)
 
     def step(self, k: int) -> None:
@@ -663,9 +681,8 @@ class Group:
     def steps(self, active: list[int]) -> None:
         """A step of each of these members; on a GPU all of them at the same time."""
         started = [(self.replays[k] or partial(self.step, k))() for k in active]
-        for (
-            stream
-        ) in started:  # after all have started: joined one by one they would wait for each other
+        # after all have started: joined one by one they would wait for each other
+        for stream in started:
             if stream:
                 torch.cuda.current_stream().wait_stream(stream)
 
@@ -673,8 +690,8 @@ class Group:
 def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     """Record the step of member k as a CUDA graph; returns what starts it on a stream of its own.
 
-    A replay costs the host one launch instead of a thousand, and works on the very tensors that it was
-    recorded with: whoever changes them copies into them. The member takes a few steps here.
+    A replay costs the host one launch instead of a thousand, and works on the very tensors that it
+    was recorded with: whoever changes them copies into them. The member takes a few steps here.
     """
     graph, stream, pool = (
         torch.cuda.CUDAGraph(),
@@ -689,18 +706,16 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
                 group.step(k)
             with torch.cuda.graph(graph, pool, stream):
                 group.step(k)
-    except (
-        RuntimeError
-    ) as error:  # what cut a recording short (memory, a signal) makes its end fail too
+    except RuntimeError as error:
+        # what cut a recording short (memory, a signal) makes its end fail too
         cut = error.__context__
         failure = cut if isinstance(cut, RuntimeError | Stopped) else error
         failure.__traceback__ = None  # it holds the graph, which must go first
     if failure:
         del graph
         torch.cuda.current_stream().wait_stream(stream)
-        with contextlib.suppress(
-            RuntimeError
-        ):  # torch 2.11 goes on allocating there; later ones raise
+        # torch 2.11 goes on allocating there; later ones raise
+        with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
         raise failure
@@ -714,16 +729,16 @@ def record(group: Group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     return replay
 
 
-OUT_OF_MEMORY = re.compile(
-    "out of memory|ALLOC_FAILED|allocate memory"
-)  # of CUDA, cuBLAS or the CPU
+# of CUDA, cuBLAS or the CPU
+OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")
 
 
 def use_recording(group: Group, k: int, record: Callable = record) -> None:
-    """Let member k of a group take recorded steps, if these prove to be its plain ones; else say so.
+    """Let member k of a group take recorded steps if these prove to be its plain ones; else say so.
 
-    From one state, with a batch, a rate and half-zero masks that the recording has not seen, a plain step and
-    two replays must change every tensor alike: the gap at most 5% of what the step moved (0 is expected).
+    From one state, with a batch, a rate and half-zero masks that the recording has not seen, a
+    plain step and two replays must change every tensor alike: the gap may be 5% of what the step
+    moved at most (0 is expected).
     """
     m = group.members[k]
     kept, masks = m.copy(), {name: mask.clone() for name, mask in m.masks.items()}
@@ -775,7 +790,10 @@ PROVED = set()  # recipes and batches of which this process has proved a step
 
 
 def prove_once(group: Group, k: int) -> None:
-    """prove_first_step, once a process for each recipe and batch; NO_PROOF=1 leaves it out, and says so."""
+    """Call prove_first_step once a process for each recipe and batch.
+
+    NO_PROOF=1 leaves it out, and says so.
+    """
     if environment_flag("NO_PROOF"):
         print("note: NO_PROOF=1: gradients of the first step are not checked", file=sys.stderr)
         return
@@ -787,19 +805,19 @@ def prove_once(group: Group, k: int) -> None:
 
 
 def prove_first_step(group: Group, k: int) -> None:
-    """Failure unless the next step of member k has right gradients at every convolution and linear layer.
+    """Failure unless member k's next step has right gradients at each convolution and linear layer.
 
     A forward and backward pass of its batch, on a copy of its network, at the precision and in the
     memory format of the training. The gradients g of each layer's weight and input are held beside
     r, computed again from the same operands a and b (what the layer saw and the gradient of its
     output, rounded as they were) in float32, contiguous, without oneDNN and cuDNN. ||g - r|| may be
     TOLERANCE x ||r|| + CANCELLED x ||a|| ||b||: the second term is for sums that cancel, as where a
-    pruned network hands a layer a constant input. Comparing whole networks would not do: signs of ReLU
-    flip with rounding, so that honest gradients differ by per cents.
+    pruned network hands a layer a constant input. Comparing whole networks would not do: signs of
+    ReLU flip with rounding, so that honest gradients differ by per cents.
 
     A network that draws random numbers, as dropout does, is a Failure too, since its result would
-    depend on its company. Left out are parameters without a gradient, layers of somebody's own class,
-    and values that are not finite, which the loss will tell.
+    depend on its company. Left out are parameters without a gradient, layers of somebody's own
+    class, and values that are not finite, which the loss will tell.
     """
     m, device, precision = group.members[k], group.labels.device, group.recipe["precision"]
     images, labels = take_batch(group.data, group.examples[k]), group.labels[group.examples[k, 0]]
@@ -835,7 +853,7 @@ def random_states(device: torch.device) -> list[Tensor]:
 
 
 def compare_gradients(layer: nn.Module, name: str, precision: str, found: list) -> None:
-    """Let the next backward pass through a layer add (what, ||g - r||, ||r||, ||a|| ||b||) to found."""
+    """Let a layer's next backward pass add (what, ||g - r||, ||r||, ||a|| ||b||) to found."""
     of_input, of_weight = [], []  # (r, ||a|| ||b||) of every use; those of the weight are added up
 
     def compare(what: str, g: Tensor, r: Tensor, operands: float) -> None:
@@ -871,7 +889,7 @@ def length(t: Tensor) -> float:
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Without oneDNN and cuDNN, and in one thread: the plain kernels start threads image by image."""
+    """No oneDNN, no cuDNN, and one thread: the plain kernels start threads image by image."""
     before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, torch.get_num_threads()
     torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
     torch.set_num_threads(1)
@@ -886,7 +904,7 @@ def plain_kernels() -> Iterator[None]:
 def gradients_again(
     layer: nn.Module, x: Tensor, of_output: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a layer's input and weight, float32, from the operands that its training pass had."""
+    """Gradients of a layer's input and weight, float32, from the operands of its training pass."""
     rounded = torch.bfloat16 if precision == "bf16" else torch.float32
     operands = (x, layer.weight)
     x, weight = (t.detach().to(rounded).float().contiguous().requires_grad_() for t in operands)
@@ -904,8 +922,8 @@ def gradients_again(
 def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
     """Train the members of a group to step `stop`; yields the number of steps after every step.
 
-    Each starts at its own member.step, and its result does not depend on its company. One whose loss is not
-    finite stops there (member.failed) and the others go on.
+    Each starts at its own member.step, and its result does not depend on its company. One whose
+    loss is not finite stops there (member.failed) and the others go on.
     peak  learning rate before the first milestone
     """
     members, recipe, per_epoch = group.members, group.recipe, group.per_epoch
@@ -932,9 +950,8 @@ def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[i
         for m in (members[k] for k in active):
             m.loss_steps += 1
             m.step = step + 1
-            if (
-                not m.loss_sum.is_cuda or m.step % 200 == 0 or m.step == stop
-            ):  # on a GPU looking waits
+            # on a GPU looking at the loss waits for it
+            if not m.loss_sum.is_cuda or m.step % 200 == 0 or m.step == stop:
                 m.failed = not math.isfinite(m.loss_sum)
             if m.step == stop:  # no loss has seen the last update
                 m.failed = m.failed or not m.finite()
@@ -946,9 +963,8 @@ def predict(net: nn.Module, data: Data, images: Tensor) -> Tensor:
     """Logits [n, classes] float32 in eval mode of images [n, H, W, C] uint8, not augmented."""
     training = net.training
     net.eval()
-    size = (
-        1000 if images.is_cuda else 2**17 // images[0, :, :, 0].numel()
-    )  # 128 of 32x32 fit a CPU's cache
+    # 128 of 32x32 fit a CPU's cache
+    size = 1000 if images.is_cuda else 2**17 // images[0, :, :, 0].numel()
     logits = torch.cat([net(data.normalise(part)) for part in images.split(size)])
     net.train(training)  # the caller may be in the middle of a training
     return logits
@@ -989,9 +1005,8 @@ def reading(path: Path | str) -> Iterator[None]:
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file that is either the old one or complete, also after a power loss."""
-    temporary = path.with_name(
-        f".{path.name}.tmp"
-    )  # a fixed name: a killed process leaves one at most
+    # a fixed name: a killed process leaves one at most
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(content)
@@ -1023,7 +1038,7 @@ def digest(tensors: dict[str, Tensor], info: dict) -> str:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
-    """Write a safetensors file whose metadata are one key, `json`: info and a sha256 over everything."""
+    """Write a safetensors file with one metadata key, `json`: info and a sha256 over everything."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"json": to_json(info | {"sha256": digest(tensors, info)}).decode()}
     atomic_write(path, safetensors.torch.save(tensors, metadata))
@@ -1057,9 +1072,10 @@ def save_array(path: Path, array: np.ndarray, info: dict) -> None:
 
 
 def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
-    """An .npy file of a dtype and shape (None: any length), and what its sidecar says, {} without one.
+    """An .npy file of a dtype and shape (None: any length), and what its sidecar says, {} if none.
 
-    InputError: other dtype or shape, values not finite, or a sidecar about another array or data set.
+    InputError: other dtype or shape, values not finite, or a sidecar about another array or data
+    set.
     """
     with reading(path):
         content = path.read_bytes()
@@ -1093,27 +1109,24 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
 
 
 def check_version(path: Path, info: dict) -> None:
-    """InputError if a file was made by a version of this toolkit whose numbers differ from those made now."""
+    """InputError if a file was made by a version of this toolkit whose numbers differ from ours."""
     version = info.get("version", "before 1")
     if version != VERSION:
         raise InputError(
-            f"{path}: made by version {version} of this toolkit, this is version {VERSION}; the same "
-            "settings give other numbers now, so use another folder"
+            f"{path}: made by version {version} of this toolkit, this is version {VERSION}; "
+            "the same settings give other numbers now, so use another folder"
         )
 
 
-RECORDED = (
-    "recipe",
-    "row",
-    "made_by",
-    "sha256",
-)  # what files say beside the settings that decide the result
+# what files say beside the settings that decide the result
+RECORDED = ("recipe", "row", "made_by", "sha256")
 
 
 def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
     """InputError naming every setting in which the file at path differs from what is asked for now.
 
-    A setting that one side does not know counts as None there: so an option of your own makes a difference.
+    A setting that one side does not know counts as None there: so an option of your own makes a
+    difference.
     """
     check_version(path, found)
     differ = [
@@ -1131,7 +1144,8 @@ def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
 def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     """Hold path until this process ends or the result is closed; makes its folder.
 
-    The file stays: unlinking it would race. InputError: another process holds it, or nothing can be written.
+    The file stays: unlinking it would race. InputError: another process holds it, or nothing can be
+    written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -1154,9 +1168,10 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
 def open_output(
     args: argparse.Namespace, lock_at: Path, wanted: dict, found: Callable
 ) -> io.IOBase | None:
-    """The lock to hold while --out is made; None, after saying so, where it is there with these settings.
+    """The lock to hold while --out is made; None if it is there with these settings, which is said.
 
-    found  reads the settings of the file there. InputError: they differ, or another process is at work.
+    found  reads the settings of the file there. InputError: they differ, or another process is at
+           work.
     """
     if args.out.exists() and not args.force:  # before any lock: it may lie on a read-only disk
         refuse_difference(args.out, found(), wanted)
@@ -1166,13 +1181,15 @@ def open_output(
 
 
 def save_divergence(folder: Path, **about: object) -> None:
-    """recipe, settings, level and step of a loss that was not finite: no verdict may pass over it."""
+    """Keep recipe, settings, level and step of a loss that was not finite.
+
+    No verdict may pass over it.
+    """
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-OF_IMP = re.compile(
-    r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.csv"
-)  # what imp.py writes
+# what imp.py writes
+OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.csv")
 
 
 # ------------------------------------------------------------ command line
@@ -1293,7 +1310,7 @@ def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = Fals
 
 
 def defaults(name: str, presets: dict = PRESETS) -> str:
-    """What the presets say, for a help text: the paper's CIFAR-10 value, and which presets differ."""
+    """What presets say, for a help text: the paper's CIFAR-10 value, and which of them differ."""
     others = [
         f", {key}: {preset[name]}"
         for key, preset in presets.items()
@@ -1308,7 +1325,10 @@ def check_output(path: Path, suffix: str) -> None:
 
 
 def resolve_preset(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
-    """Preset and data set by name, the first also by the second; flags not given get the preset's values."""
+    """Preset and data set by name; flags not given get the preset's values.
+
+    Without --preset, the data set names it.
+    """
     if args.dataset == "folder" and not args.preset:
         raise InputError("--dataset folder needs --preset")
     preset = args.preset or args.dataset or "digits"
@@ -1361,7 +1381,10 @@ def check_recipe(path: Path, info: dict) -> dict:
 
 
 def start_name(recipe: dict) -> str:
-    """A starting point in short, the same for its replicates and as run_all.sh names folders: easy-3200-t200."""
+    """A starting point in short, as run_all.sh names folders: easy-3200-t200.
+
+    It is the same for all replicates.
+    """
     if not recipe["rewind_step"]:
         return "all-t0"
     balanced = "-balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
@@ -1378,7 +1401,10 @@ def start_name(recipe: dict) -> str:
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
-    """label_noise, noise_seed and labels_sha256 from the flags or the input's sidecar; they must not contradict."""
+    """label_noise, noise_seed and labels_sha256 from the flags or the input's sidecar.
+
+    These two must not contradict each other.
+    """
     if sidecar.get("label_noise") == 0:
         sidecar = {"label_noise": 0.0}  # its seed means nothing
     noise = {}
@@ -1399,7 +1425,8 @@ def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
 
 def resolve_device(name: str) -> torch.device:
     """The device by name, set up so that the same command gives the same numbers."""
-    # read when CUDA starts; cuBLASLt's workspace (KiB) is part of cuBLAS's, and torch warns if it is larger
+    # Read when CUDA starts. cuBLASLt's workspace (KiB) is part of cuBLAS's, and torch warns if it
+    # is larger.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "128")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
@@ -1430,7 +1457,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device, made: dict) -> str:
-    """fp32 or bf16. `auto` is that of the recipe in a file made before, if there is one, else what is fast here.
+    """fp32 or bf16. `auto` is that of the recipe in a file made before, else what is fast here.
 
     So what one machine has begun or finished is the same work on another.
     """
@@ -1440,16 +1467,21 @@ def resolve_precision(precision: str, device: torch.device, made: dict) -> str:
 
 
 def check_precision(precision: str, device: torch.device, source: Path | None = None) -> None:
-    """InputError where the hardware is slow at a precision; `source` is the unfinished file that has it."""
+    """InputError where the hardware is slow at a precision.
+
+    source  the unfinished file that has it, if there is one
+    """
     if precision == "bf16" and not has_fast_bf16(device):
         there = f"{source} was begun in bf16, which" if source else "--precision bf16"
         instead = (
-            "go on where it was begun, or make the start anew with --precision fp32 in another folder"
+            "go on where it was begun, or make the start anew with --precision fp32 "
+            "in another folder"
             if source
             else "use fp32"
         )
         raise InputError(
-            f"{there} needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16: {instead}"
+            f"{there} needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16: "
+            f"{instead}"
         )
 
 
@@ -1462,7 +1494,7 @@ def describe(device: torch.device, precision: str) -> str:
 
 
 def processor() -> str:
-    """Instruction sets of torch's own kernels and of oneDNN's, each as far as its variable allows."""
+    """Instruction sets of torch's kernels and of oneDNN's, each as far as its variable allows."""
     sets = {
         "AMX": torch.cpu._is_amx_tile_supported,
         "AVX512_BF16": torch.cpu._is_avx512_bf16_supported,
@@ -1498,10 +1530,14 @@ def made_by(device: torch.device) -> dict:
 
 
 def on_signals(received: list | None = None) -> dict:
-    """Let SIGTERM and SIGINT raise Stopped, or only add their number to a list; returns the old handlers."""
+    """Let SIGTERM and SIGINT raise Stopped, or only add their number to a list.
+
+    Returns the old handlers.
+    """
 
     def handle(number: int, frame: object) -> None:
-        # a second SIGINT ends us; not SIGTERM: Slurm sends it to us and to our parent, who passes it on
+        # A second SIGINT ends us. A second SIGTERM does not: Slurm sends it to us and to our
+        # parent, who passes it on.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
         if received is None:
             raise Stopped(number)
@@ -1536,7 +1572,6 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(
-        f"{name}: {' '.join(message.split())}", file=sys.stderr
-    )  # one line, whatever a path holds
+    # one line, whatever a path holds
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return status

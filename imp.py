@@ -1,8 +1,8 @@
 """Iterative magnitude pruning with rewinding (paper, Algorithm 1), for one or many starting points.
 
 reads   rewind.safetensors (weights at step t_r and the recipe), the training set
-writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv; state.safetensors while a
-        level is unfinished; diverged.json where a loss was not finite
+writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv; state.safetensors
+        while a level is unfinished; diverged.json where a loss was not finite
 python imp.py runs/cifar10/easy-3200-t200/seed*/rewind.safetensors --levels 16
 python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out new/under-its-masks
 """
@@ -29,19 +29,19 @@ CRITERION = "magnitude"  # the name of `importance`: results of two criteria are
 
 
 def importance(net: nn.Module, data: common.Data, draw: np.random.Generator) -> dict[str, Tensor]:
-    """What each prunable weight of a trained network is worth, by name: the least important go (P, Alg. 1).
+    """What each prunable weight of a trained network is worth, by name (paper, Algorithm 1).
 
-    A rule of your own may use data, gradients or chance; the network is in eval mode, draw is the stream of
-    this run's seed and level.
+    The least important go. A rule of your own may use data, gradients or chance; the network is in
+    eval mode, draw is the stream of this run's seed and level.
     """
     return {name: weight.detach().abs() for name, weight in net.prunable().items()}
 
 
 def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Drop the least important fraction of the weights still there, over all masked tensors together.
+    """Drop the least important fraction of the weights still there, over all masked tensors.
 
-    Exactly ceil(fraction x remaining) go, the fraction as the decimal it was written as; ties by position in
-    the order of masks. Returns new uint8 masks.
+    Exactly ceil(fraction x remaining) go, the fraction as the decimal it was written as; ties go by
+    position in the order of masks. Returns new uint8 masks.
     """
     alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
     index = alive.nonzero().squeeze(1)
@@ -68,9 +68,8 @@ class Run:
     settings: dict  # what else decides the result
     masks: dict[str, Tensor]  # uint8, of the next level, in state-dict order; ones at first
     level: int = 0  # the next to train
-    borrowed: list[dict[str, Tensor]] = field(
-        default_factory=list
-    )  # `next.` masks by level, of another run
+    # `next.` masks by level, of another run
+    borrowed: list[dict[str, Tensor]] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
     described = property(lambda self: {"recipe": self.recipe, **self.settings})  # in its files
@@ -128,7 +127,10 @@ def train_group(
 
 
 def order_of(seed: int, order_seed: int | None) -> int:
-    """The seed of a run's batch order; one that was asked for is no replicate's own, whatever its number."""
+    """The seed of a run's batch order.
+
+    One that was asked for is no replicate's own, whatever its number.
+    """
     return seed if order_seed is None else common.seed_of_its_own(common.OTHER_ORDER, order_seed)
 
 
@@ -198,7 +200,7 @@ def level_path(folder: Path, level: int) -> Path:
 
 
 def read_start(path: Path, folder: Path, first: dict, data: common.Data, settings: dict) -> Run:
-    """The starting point in a file; InputError unless it fits the data and the recipe of the first one."""
+    """A starting point in a file; InputError unless it fits the data and the first one's recipe."""
     weights, info = common.load_tensors(path)
     recipe = common.check_recipe(path, info)
     for key in sorted(recipe.keys() | first.keys()):  # of somebody's own, too
@@ -233,7 +235,7 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
 
 
 def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
-    """From now on run takes the masks that the run in folder other hands on, instead of pruning its own."""
+    """From now on run takes the masks that the run in folder other hands on; it prunes no more."""
     for level in range(levels + 1):
         path = level_path(other, level)
         tensors, info = common.load_tensors(path)
@@ -256,16 +258,16 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
         raise InputError(
             f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}"
         )
-    run.settings |= {
-        key: info[key] for key in ("prune_fraction", "criterion")
-    }  # which made these masks
-    # of the first masks only: a run may go on to more levels, and resume compares the others themselves
+    # of the run that made these masks
+    run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}
+    # Of the first masks only: a run may go on to more levels, and resume compares the others
+    # themselves.
     run.settings["masks_sha256"] = common.digest(run.borrowed[0], {})
     run.settings |= {"shuffled": True} if shuffle else {}
 
 
 def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Every layer's mask with its weights permuted, at every level alike: so nested masks stay nested."""
+    """Every layer's mask, permuted, at every level alike: so nested masks stay nested."""
     draw, flat = (
         common.rng(common.SHUFFLE, seed),
         {name: masks[name].flatten() for name in sorted(masks)},
@@ -433,7 +435,8 @@ def main(argv: list[str] | None = None) -> None:
             borrow(runs[-1], other, levels, args.prune_fraction, args.shuffle_masks)
     if not runs:
         raise InputError("; ".join(stopped))
-    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841 - all or none
+    # the locks of all runs or of none
+    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):

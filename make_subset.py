@@ -1,7 +1,8 @@
 """Choose the examples that pre-training may see: random, easiest or hardest (paper, Section 3).
 
 reads   the training labels, and for easy and hard scores.npy (float32 [N], low is easy)
-writes  subset.npy (int64 [M], ascending indices into the training set), subset.json (how it was made)
+writes  subset.npy (int64 [M], ascending indices into the training set), subset.json (how it was
+        made)
 python make_subset.py --preset cifar10 --select easy --size 3200 --scores el2n.npy --out easy.npy
 """
 
@@ -15,7 +16,8 @@ import torch
 import common
 from common import InputError
 
-# What --select offers beside random: it takes the examples of lowest value. A rule of your own is one line.
+# What --select offers beside random: it takes the examples of lowest value. A rule of your own is
+# one line.
 RULES = {"easy": lambda scores: scores, "hard": lambda scores: -scores}
 
 
@@ -25,7 +27,10 @@ def select(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def select_balanced(values: np.ndarray, labels: np.ndarray, classes: int, size: int) -> np.ndarray:
-    """The same within each class: size // classes of each, the remainder one each to the lowest classes."""
+    """The same within each class, size // classes of each.
+
+    The remainder goes, one each, to the lowest classes.
+    """
     order = np.argsort(values, kind="stable")
     return take_first([order[labels[order] == c] for c in range(classes)], size, np.arange(classes))
 
@@ -33,10 +38,11 @@ def select_balanced(values: np.ndarray, labels: np.ndarray, classes: int, size: 
 def select_random(
     labels: np.ndarray, classes: int, size: int, seed: int, balanced=True
 ) -> np.ndarray:
-    """Random examples, [M] int64, the same number of every class; the remainder to randomly drawn classes.
+    """Random examples, [M] int64, the same number of every class.
 
-    One order of the classes and one permutation of each class depend on the seed alone, and a subset takes
-    the first of each, so that the subsets of one seed are nested.
+    The remainder goes to randomly drawn classes. One order of the classes and one permutation of
+    each class depend on the seed alone, and a subset takes the first of each, so that the subsets
+    of one seed are nested.
     """
     draw = common.rng(common.SUBSET, seed)
     if not balanced:
@@ -47,7 +53,7 @@ def select_random(
 
 
 def take_first(members: list[np.ndarray], size: int, order: np.ndarray) -> np.ndarray:
-    """The first size // C of each class's members, one more for the first size % C classes in `order`."""
+    """The first size // C members of each class, one more of the first size % C in `order`."""
     counts = np.full(len(order), size // len(order))
     counts[order[: size % len(order)]] += 1
     for c, (mine, count) in enumerate(zip(members, counts)):
@@ -132,14 +138,15 @@ def main(argv: list[str] | None = None) -> None:
     if not balanced and (lacking or 2 * counts.max() > args.size):
         print(
             f"warning: {counts.max()} of {args.size} examples are {data.classes[counts.argmax()]}, "
-            f"{lacking} of {classes} classes have none: --class-balanced takes the same number of every "
-            "class",
+            f"{lacking} of {classes} classes have none: --class-balanced takes the same number of "
+            "every class",
             file=sys.stderr,
         )
     if noise["label_noise"]:
         wrong = labels != clean
         print(
-            f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all examples"
+            f"wrong labels: {wrong[subset].mean():.2%} of the subset, "
+            f"{wrong.mean():.2%} of all examples"
         )
     print(args.out)
 

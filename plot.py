@@ -1,8 +1,11 @@
-"""Draw the paper's figures from run folders, beside the published curves, and say what the numbers support.
+"""Draw the paper's figures from run folders, beside the published curves, and say what the numbers
+support.
 
-reads   RUNS_ROOT/**/results.csv and the level files beside each; paper_curves.json; for barrier the images
-writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison), summary.md;
-        for masks *-masks.csv, for barrier *-barrier.csv and barrier-*.npy (scores: low is stable)
+reads   RUNS_ROOT/**/results.csv and the level files beside each; paper_curves.json; for barrier the
+        images
+writes  OUT/*.png, *.pdf; summary.csv (every number drawn), verdicts.csv (every comparison),
+        summary.md; for masks *-masks.csv, for barrier *-barrier.csv and barrier-*.npy (scores: low
+        is stable)
 
 python plot.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
 python plot.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
@@ -32,8 +35,8 @@ from tqdm import tqdm
 import common
 from common import InputError
 
-# The subset size of figure 2 (and of the demonstration). CIFAR-10's is our reading of the published curves:
-# 3200 loses least where it loses most, 12800 on average.
+# The subset size of figure 2 (and of the demonstration). CIFAR-10's is our reading of the published
+# curves: 3200 loses least where it loses most, 12800 on average.
 SIZE_OF_FIGURE_2 = {
     "cifar10": 3200,
     "cifar100": 2048,
@@ -43,13 +46,8 @@ SIZE_OF_FIGURE_2 = {
 }
 SIZE_OF_FIGURE_3 = {"cifar10": 2048, "cifar10-small": 3200, "digits": 256}  # under label noise
 LEVELS_OF_FIGURE_4 = (8, 10, 12)
-KEY = (
-    "scheme",
-    "subset_size",
-    "rewind_step",
-    "label_noise",
-    "pretrain_lr",
-)  # of a curve, beside its name
+# of a curve, beside its name
+KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")
 NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
 HASHES = ("subset_sha256", "fingerprint", "test_set_sha256", "labels_sha256")
 # what a level file says beside what decides its results, and hashes of what is each replicate's own
@@ -65,7 +63,8 @@ NOT_IN_PRESETS = (
     "image_size",
     "same_start",
 )
-# The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey print too.
+# The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey
+# print too.
 STYLES = {
     "t*": dict(color="#0072b2", linestyle=(0, (8, 2)), marker="."),
     "t*/2": dict(color="#e8820e", linestyle=(0, (5, 1.5, 1, 1.5)), marker="."),
@@ -80,11 +79,11 @@ OTHER_STYLE = dict(linestyle=":", marker="s", markersize=4)
 OTHER_COLORS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # other steps, other schemes
 OTHER_LINES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))  # of further curves of one look
 GREY = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1)
-THIN = dict(
-    marker=None, linewidth=0.7, zorder=1.5
-)  # the published curve, or what chance gives, behind one
+# the published curve, or what chance gives, behind one
+THIN = dict(marker=None, linewidth=0.7, zorder=1.5)
 ACCURACY, WEIGHTS = "test accuracy (%)", "weights remaining (%)"
-# (least and most label noise, A, B, what the paper says of A against B): its section 3, about figures 2 and 3
+# (least and most label noise, A, B, what the paper says of A against B): its section 3, about
+# figures 2 and 3
 STATEMENTS = (
     (0, 0, "t*/2", "t*", "worse"),
     (0, 0, "init", "t*/2", "worse"),
@@ -117,7 +116,8 @@ class Curve:
     twin: "Curve | None" = None  # the published curve of the same setting
 
     def __post_init__(self) -> None:
-        # init, all, random, easy, hard or custom; examples or None; steps; share of random labels; their rate
+        # scheme: init, all, random, easy, hard or custom; size: examples or None; noise: share of
+        # random labels; rate: of the pre-training steps
         self.key = tuple(self.settings[key] for key in KEY)
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
         usual = common.PRESETS.get(self.settings["preset"], {}) | {
@@ -135,9 +135,8 @@ class Curve:
         # what a run has otherwise than its preset, or beside it
         self.departs = {key: v for key, v in asked.items() if v != usual.get(key)}
         self.pruned = {key: v for key, v in self.settings.items() if key not in common.PRETRAINING}
-        self.masks = self.settings.get(
-            "masks"
-        )  # the starting point whose masks it has; None: its own
+        # the starting point whose masks it has; None: its own
+        self.masks = self.settings.get("masks")
 
     @property
     def name(self) -> str:
@@ -167,8 +166,8 @@ class Curve:
 def name_curves(curves: list[Curve]) -> dict:
     """Name the curves of a picture; returns the departures from their preset that no name says.
 
-    A name has scheme, size, steps, and departures that not all share. Curves still called the same say in
-    what they differ, and if in nothing but what was drawn, four digits of its hash.
+    A name has scheme, size, steps, and departures that not all share. Curves still called the same
+    say in what they differ, and if in nothing but what was drawn, four digits of its hash.
     """
 
     def say(c: Curve, key: str) -> str:
@@ -209,7 +208,7 @@ def deviation(values: np.ndarray) -> float:
 
 
 def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarray]:
-    """Of a run: seed, settings that replicates share, subset's sha256, weights remaining, accuracy in %."""
+    """A run's seed, settings its replicates share, subset's sha256, weights left, accuracy in %."""
     path = folder / "results.csv"
     with common.reading(path), open(path, newline="") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
@@ -217,9 +216,8 @@ def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarra
         level, remaining, accuracy = np.array(drawn).T
         if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
             raise ValueError("a level is missing, or a number")
-    for file in sorted(folder.glob("level*.safetensors"))[
-        :1
-    ]:  # the others need not be copied along
+    # the first alone is read: the others need not be copied along
+    for file in sorted(folder.glob("level*.safetensors"))[:1]:
         info = common.load_info(file)
         with common.reading(file):
             common.check_version(file, info["recipe"])
@@ -232,12 +230,11 @@ def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarra
 
 
 def replicate(info: dict) -> tuple[int, dict]:
-    """Of a level file or a diverged.json: the seed, and all settings but that and what hangs on it."""
+    """A level file's or diverged.json's seed, and all settings but that and what hangs on it."""
     shared = info["recipe"] | {key: value for key, value in info.items() if key not in RECORDED}
     seed = shared.pop("seed")
-    if masks := shared.get(
-        "masks"
-    ):  # the replicate is the run that made them; its number is in no setting
+    # the replicate is the run that made them; its number is in no setting
+    if masks := shared.get("masks"):
         seed = masks["seed"]
         shared |= {"masks": masks["setting"], "same_start": masks["same_start"]}
     if shared["rewind_step"] == 0:  # w_0 saw no data, whatever the subset was
@@ -248,7 +245,10 @@ def replicate(info: dict) -> tuple[int, dict]:
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
-    """{picture: curves} of the runs under root: a picture has one preset, one training and one test set."""
+    """{picture: curves} of the runs under root.
+
+    A picture has one preset, one training set and one test set.
+    """
     found, reordered = {}, 0
     for path in sorted(root.rglob("results.csv")):
         seed, settings, subset, remaining, accuracy = read_run(path.parent)
@@ -263,7 +263,8 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
             c.subsets.add(subset)
     if reordered:
         print(
-            f"note: {reordered} runs under a batch order of their own are for --figure barrier alone"
+            f"note: {reordered} runs under a batch order of their own are for --figure barrier "
+            "alone"
         )
     for path in sorted(root.rglob("diverged.json")):
         with common.reading(path):
@@ -273,9 +274,8 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
             where = "pre-training" if told["level"] is None else f"level {told['level']}"
             where = f"diverged in {where}, step {told['step']}"
         print(f"note: {path.parent} {where}")
-        for (
-            c
-        ) in found.values():  # of pre-training that diverged, the settings of imp.py are not known
+        # of pre-training that diverged, the settings of imp.py are not known
+        for c in found.values():
             if shared.items() <= c.settings.items():
                 c.diverged[seed] = where
     pictures = {}
@@ -307,9 +307,10 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
 def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
     """The paper's curves by preset, down to the deepest level it draws, or to level `last`.
 
-    Only mean and deviation (ddof 0) of each level are published. Here they become replicates that have them,
-    and whose levels move as one: so their mean over levels deviates by the levels' mean deviation, never less
-    than the real one. No two curves share a replicate. 'dense' is level 0 of all data, and left out.
+    Only mean and deviation (ddof 0) of each level are published. Here they become replicates that
+    have them, and whose levels move as one: so their mean over levels deviates by the levels' mean
+    deviation, never less than the real one. No two curves share a replicate. 'dense' is level 0 of
+    all data, and left out.
     """
     presets = {}
     with common.reading(path):
@@ -339,7 +340,7 @@ def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
 
 @dataclass
 class Panel:
-    """Curves to compare: all data for t* and t*/2 steps, no pre-training, subsets for t*/2 steps."""
+    """Curves to compare: all data for t* and t*/2 steps, no pre-training, subsets for t*/2."""
 
     noise: float
     rate: float
@@ -354,12 +355,11 @@ class Panel:
         self.remaining = max((c.remaining for c in self.curves), key=len)
         self.whole = [c for c in self.curves if self.role(c) == "t*"]  # all data for t* steps
         named = 100 * self.remaining[:: 3 if len(self.remaining) > 6 else 1]
-        self.ticks = {
-            weights: f"{weights:.3g}" for weights in named
-        }  # of an axis of weights remaining
+        # of an axis of weights remaining
+        self.ticks = {weights: f"{weights:.3g}" for weights in named}
 
     def role(self, c: Curve) -> str:
-        """t*, t*/2, init, other (steps on all data), or the scheme of a subset, balanced if easy."""
+        """t*, t*/2, init, other (steps on all data), or a subset's scheme, balanced if easy."""
         if c.size is not None:
             return (
                 "easy, balanced"
@@ -369,7 +369,10 @@ class Panel:
         return {self.t_star: "t*", self.t_star / 2: "t*/2", 0: "init"}.get(c.step, "other")
 
     def reference(self, c: Curve) -> Curve | None:
-        """All data for t* steps, else trained alike: a matching c weakly dominates it (section 3)."""
+        """All data for t* steps, else trained alike.
+
+        A matching c weakly dominates it (paper, section 3).
+        """
         return next((o for o in self.whole if o is not c and o.pruned == c.pruned), None)
 
     def only(self, size: int | None) -> "Panel":
@@ -377,7 +380,10 @@ class Panel:
 
 
 def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
-    """One for each label noise, rate and steps of subsets; one for each rate with more steps on all data."""
+    """A panel for each label noise, rate and steps of subsets.
+
+    And one for each label noise and rate with more steps on all data.
+    """
     curves = [c for c in curves if not c.masks]
     if not curves:
         raise InputError(
@@ -392,7 +398,8 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
     for noise, rate, step in keys or [(0.0, 0.0, None)]:
         near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
         steps = {c.step for c in near}
-        # subsets are seen for t*/2 steps, whatever t* a user has chosen; without any, take the longest
+        # Subsets are seen for t*/2 steps, whatever t* a user has chosen; without any, take the
+        # longest.
         top = 2 * step if step else t_star if t_star in steps else max(steps)
         whole = [c for c in near if c.size is None and (not step or c.step in (0, step, top))]
         whole.sort(key=lambda c: (c.step != top, -c.step, c.name))  # the reference first
@@ -435,7 +442,10 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
 
 
 def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
-    """The panels of a figure of the paper, None: all. Figures 2 and 3 show its steps and size, else all."""
+    """The panels of a figure of the paper, None: all.
+
+    Figures 2 and 3 show its steps and size, else all.
+    """
     if figure in (None, "difference"):
         return panels
     panels = [p for p in panels if p.sizes and bool(p.noise) == (figure in "37")]
@@ -452,7 +462,10 @@ def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
 
 @dataclass
 class Comparison:
-    """D = mean over levels of accuracy(A) - accuracy(B), in points; its 95% interval, NaN where unknown."""
+    """D = mean over levels of accuracy(A) - accuracy(B), in points, and its 95% interval.
+
+    What is unknown is NaN.
+    """
 
     a: Curve
     b: Curve
@@ -468,10 +481,10 @@ class Comparison:
 
 
 def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comparison:
-    """A against B over levels first to last (default: all that both have reached): Student's 95% interval.
+    """A against B over levels first to last (default: all that both have reached).
 
-    Paired by seed if three or more seeds are common, or all of the smaller arm's; else Welch's over all.
-    Replicates that lack levels are left out.
+    Student's 95% interval, paired by seed if three or more seeds are common, or all of the smaller
+    arm's; else Welch's over all. Replicates that lack levels are left out.
     """
     deepest = min(len(a.remaining), len(b.remaining)) - 1
     last = deepest if last is None else min(last, deepest)
@@ -501,7 +514,7 @@ def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comp
 
 
 def verdict(d: Comparison, margin: float) -> str:
-    """better, no worse (by the margin, in points), worse, worse within margin (both), or undecided."""
+    """better, no worse (by the margin in points), worse, worse within margin (both), undecided."""
     if d.low > 0:
         return "better"
     if d.low > -margin:
@@ -510,9 +523,10 @@ def verdict(d: Comparison, margin: float) -> str:
 
 
 def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
-    """(verdict over all levels and where it does not hold, does A weakly dominate B?, None: undecided).
+    """(verdict over all levels and where it does not hold, does A weakly dominate B?).
 
-    It must over the sparsest third too, where a mean can hide a collapse; needing both needs no correction.
+    None: undecided. It must dominate over the sparsest third too, where a mean can hide a collapse;
+    needing both needs no correction.
     """
     found, sparse = verdict(d, margin), verdict(d.sparse, margin)
     dominates = (
@@ -549,9 +563,10 @@ def the_paper_says(panel: Panel, d: Comparison, margin: float) -> str:
 
 
 def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison]:
-    """Of any two curves of a panel, over all levels and level by level; those with its reference first.
+    """Compare any two curves of a panel, over all levels and level by level.
 
-    Subsets of different sizes are not compared, and ours only with the published curve of the same setting.
+    Those of a curve with its reference come first. Subsets of different sizes are not compared, and
+    ours only with the published curve of the same setting.
     """
     pairs = [
         (a, b)
@@ -576,7 +591,7 @@ def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison
 
 @dataclass
 class Picture:
-    """Lines with bands: (label, look, x, y, half the height of the band), the last three [points]."""
+    """Lines with bands: (label, look, x, y, half the band's height), the last three [points]."""
 
     lines: list[tuple]
     title: str
@@ -668,12 +683,13 @@ def style(c: Curve, panel: Panel) -> dict:
 
 
 def by_level(panel: Panel, title: str, ylabel: str = ACCURACY) -> Picture:
-    """Accuracy, or what else the curves are of, against weights remaining: mean and standard deviation."""
+    """Accuracy, or what else curves are of, by weights remaining: mean and standard deviation."""
     lines = []
     for top in panel.whole[:1] if ylabel == ACCURACY else []:
         lines.append(("dense", GREY, 100 * top.remaining, top.mean[:1].repeat(len(top.mean)), 0))
     for c in panel.curves:
-        label = f"{c.name} (n={'/'.join(map(str, np.unique(c.n)))})"  # 2/3: not all have reached every level
+        # n=2/3: not all have reached every level
+        label = f"{c.name} (n={'/'.join(map(str, np.unique(c.n)))})"
         lines.append((label, style(c, panel), 100 * c.remaining, c.mean, c.std))
         if c.twin:
             lines.append(
@@ -770,7 +786,10 @@ def spread(values: np.ndarray) -> str:
 
 
 def accuracy_table(head: str, panel: Panel) -> str:
-    """Mean and deviation at every third level (of few: each), the deepest, and of the mean over levels."""
+    """Mean and deviation at every third level and the deepest, and of the mean over levels.
+
+    Of few levels, at each.
+    """
     deepest = len(panel.remaining) - 1
     levels = [*range(0, deepest, 3 if deepest > 5 else 1), deepest]
     rows = [["", *(f"{panel.remaining[n]:.1%}" for n in levels), "mean from level 1"]]
@@ -782,7 +801,10 @@ def accuracy_table(head: str, panel: Panel) -> str:
 
 
 def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: float) -> str:
-    """What is matching, the effect of one setting, and of what the paper or its runs say; "" of nothing."""
+    """What is matching, the effect of one setting, and what the paper or its runs say.
+
+    It is "" if there is nothing of these.
+    """
     rows = [
         [
             "A",
@@ -844,12 +866,12 @@ def span(d: Comparison) -> str:
 
 
 def margin_needed(d: Comparison) -> float:
-    """The margin from which on A is no worse, also over the sparsest third; NaN of one replicate."""
+    """The margin from which A is no worse, also over the sparsest third; NaN of one replicate."""
     return float(np.maximum(0, -min(d.low, (d.sparse or d).low)))
 
 
 def draw_experiments(args: argparse.Namespace) -> list[Path]:
-    """The figures of the paper, the tables and the verdicts of every experiment; returns the paths."""
+    """The paper's figures, the tables and the verdicts of every experiment; returns the paths."""
     first, last = args.levels or (1, None)
     paths, numbers, verdicts, tables = [], [SUMMARY], [VERDICTS], []
     published = read_published(args.paper, last or 0) if args.paper else {}
@@ -937,7 +959,7 @@ OF_A_START = {
 
 
 def overlap(a: Weights, b: Weights) -> tuple[float, float]:
-    """|A and B| / |A or B| of two runs' masks, by layer, and what chance gives at their layer counts."""
+    """|A and B| / |A or B| of two runs' masks, and what chance gives at their counts by layer."""
     kept = [
         (int(a[name].sum()), int(b[name].sum()), mask.numel()) for name, mask in sorted(a.items())
     ]
@@ -953,13 +975,16 @@ def between(net: nn.Module, a: Weights, b: Weights, t: float) -> nn.Module:
 
 
 def error_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> float:
-    """Highest test error at 11 points of the line minus the mean of both ends, in % (Frankle et al. 2020)."""
+    """Highest test error at 11 points of the line minus the mean of both ends, in %.
+
+    After Frankle et al. 2020.
+    """
     errors = [100 - 100 * common.evaluate(between(net, a, b, k / 10), data)[0] for k in range(11)]
     return max(errors) - (errors[0] + errors[10]) / 2
 
 
 def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> np.ndarray:
-    """Loss at the midpoint minus the mean of both ends, of every clean training example: [N], in nats."""
+    """Loss at the midpoint minus the mean of the ends, of each clean training example: [N] nats."""
     logits = [common.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)]
     start, middle, end = (
         F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits
@@ -970,7 +995,10 @@ def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> n
 def barriers(
     folders: list[Path], settings: dict, data: common.Data
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of two runs: error barriers of the levels at which masks are equal, loss barriers [N] at level 0."""
+    """The error barriers between two runs, level by level as long as their masks are equal.
+
+    The second result is their loss barriers [N] at level 0.
+    """
     errors, device = [], data.labels.device
     net = common.ResNet(
         settings["depth"], settings["width"], data.test.shape[3], settings["classes"]
@@ -991,13 +1019,19 @@ def barriers(
 
 
 def curve_of(c: Curve, values: dict, thin: dict | None = None) -> Curve:
-    """A curve like c of something else than accuracy, {replicate: [levels]}; thin: one to draw behind it."""
+    """A curve like c of something else than accuracy, {replicate: [levels]}.
+
+    thin  those of one to draw behind it
+    """
     c = replace(c, accuracy=values, remaining=c.remaining[: max(map(len, values.values()))])
     return replace(c, twin=thin and replace(c, accuracy=thin))
 
 
 def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
-    """How alike the masks are that runs found for themselves: two settings of one seed, two seeds of one."""
+    """How alike the masks are that runs found for themselves.
+
+    Two settings of one seed are compared, and two seeds of one setting.
+    """
     found, shown, rows = {}, {}, [["a", "b", "seed_a", "seed_b", "level", "overlap", "chance"]]
     for c in panel.curves:
         for seed, folder in c.folders.items():
@@ -1036,9 +1070,8 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
     data = common.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
     if data.fingerprint != settings["fingerprint"]:
         raise InputError(f"{args.data_dir}: not the images that {name} was trained on")
-    for path in sorted(
-        args.runs.rglob("level00.safetensors")
-    ):  # by starting point, its run of another order
+    # again: by starting point, its run of another order
+    for path in sorted(args.runs.rglob("level00.safetensors")):
         info = common.load_info(path)
         if info.get("order_seed") is not None:
             again[info["rewind_sha256"]] = path.parent
@@ -1081,9 +1114,8 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
     print(table(f"{name}: one start, two batch orders, level 0", said))
     title = "between networks of two batch orders"
     pictures = [by_level(replace(panel, curves=lines), title, "error barrier (points)")]
-    known = not np.isnan(
-        np.concatenate(starts)[:, 3]
-    ).all()  # nothing but the dense networks was trained
+    # else nothing but the dense networks was trained
+    known = not np.isnan(np.concatenate(starts)[:, 3]).all()
     drawn = [(0, 2), (0, 3), (2, 3)] if known else [(0, 2)]
     pictures += [of_starts(panel, found, starts, x, y) for x, y in drawn]
     paths += draw_page(
@@ -1095,7 +1127,10 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
 def of_starts(
     panel: Panel, curves: list[Curve], starts: list[np.ndarray], x: int, y: int
 ) -> Picture:
-    """Two columns of OF_A_START against each other: [starts, 4] of every curve, a point for each start."""
+    """Two columns of OF_A_START against each other, a point for each start.
+
+    starts  [starts, 4] of every curve
+    """
     from scipy.stats import spearmanr  # takes half a second
 
     every, what = np.concatenate(starts), [*OF_A_START.values()]
@@ -1120,7 +1155,8 @@ def main(argv: list[str] | None = None) -> None:
         nargs="+",
         choices=[*"234567", "difference", "controls", "masks", "barrier"],
         metavar="F",
-        help="2 to 7 of the paper; difference, controls, masks, barrier (default: every panel there is)",
+        help="2 to 7 of the paper; difference, controls, masks, barrier "
+        "(default: every panel there is)",
     )
     add(
         "--paper",

@@ -1,8 +1,10 @@
-"""Pre-train the dense network for a few hundred steps on a subset: where IMP rewinds to (paper, Section 3).
+"""Pre-train the dense network for a few hundred steps on a subset: where IMP rewinds to (paper,
+Section 3).
 
 reads   the training set, and subset.npy (int64 [M] indices; without it, all examples)
 writes  rewind.safetensors (weights and batch-norm statistics at step t_r; the recipe as metadata)
-python pretrain.py --preset cifar10 --subset easy.npy --steps 200 --out runs/easy/seed0/rewind.safetensors
+python pretrain.py --preset cifar10 --subset easy.npy --steps 200 \\
+    --out runs/easy/seed0/rewind.safetensors
 """
 
 import math

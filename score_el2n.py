@@ -23,18 +23,19 @@ SCORE = "el2n"  # the name of the rule: subsets, recipes and curves carry it
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
-    """||softmax(logits) - onehot(label)||_2 of each example: [N, C] and [N] int64 -> [N] float32."""
+    """||softmax(logits) - onehot(label)||_2 by example: [N, C] and [N] int64 -> [N] float32."""
     error = logits.float().softmax(1)
     error[torch.arange(len(labels), device=labels.device), labels] -= 1
     return error.norm(dim=1)
 
 
 def reliability(networks: np.ndarray) -> tuple[float, float, float, float]:
-    """Do K and t suffice? [K, N] scores -> (rho, reliability of the mean, and of two halves rho and overlap).
+    """Do K and t suffice? [K, N] scores -> (rho, reliability of the mean, halves' rho and overlap).
 
-    rho is the mean pairwise rank correlation; K rho / (1 + (K - 1) rho) predicts the correlation of the mean
-    rank with that of K other networks (Spearman-Brown). Too much for the mean score where networks differ in
-    scale; what the means of two halves of them have in common shows it: rank correlation, easiest tenth.
+    rho is the mean pairwise rank correlation; K rho / (1 + (K - 1) rho) predicts the correlation of
+    the mean rank with that of K other networks (Spearman-Brown). That is too much for the mean
+    score where networks differ in scale; what the means of two halves of them have in common shows
+    it: rank correlation, easiest tenth.
     """
     k, n = networks.shape
     rho = float(np.corrcoef(rankdata(networks, axis=1))[np.triu_indices(k, 1)].mean())
@@ -57,7 +58,7 @@ def score_missing(
     labels: Tensor,
     at_once: int | None,
 ) -> list[str]:
-    """Train and score the networks not in scored {number: [N]}, saving each; returns those that failed."""
+    """Train, score and save the networks not in scored {number: [N]}; returns those that failed."""
     received, failed = [], []
     common.on_signals(received)
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
@@ -89,7 +90,7 @@ def score_missing(
 
 
 def made_before(args: argparse.Namespace, progress: Path) -> dict:
-    """What the scores, or the networks finished so far, say of how they are made; {} if there are none."""
+    """What the scores, or the networks finished so far, say of how they are made; {} of none."""
     sidecar = args.out.with_suffix(".json")
     if args.force:
         return {}
@@ -192,13 +193,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         if between < 0.7:
             print(
-                f"warning: two halves of the networks agree by {between:.2f} only, what is easy is partly "
-                "chance: more --networks or --steps",
+                f"warning: two halves of the networks agree by {between:.2f} only, what is easy is "
+                "partly chance: more --networks or --steps",
                 file=sys.stderr,
             )
     print(
-        f"scores of {len(scores)} examples: min {scores.min():.4f}, median {np.median(scores):.4f}, "
-        f"max {scores.max():.4f}"
+        f"scores of {len(scores)} examples: min {scores.min():.4f}, "
+        f"median {np.median(scores):.4f}, max {scores.max():.4f}"
     )
     print(args.out)
 

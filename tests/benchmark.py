@@ -3,13 +3,14 @@
 python tests/benchmark.py --accept    the first thing to run on a new GPU
 python tests/benchmark.py --quick     the table of both loops, in one run and in turns
 
---accept prints one line a check, each in a process of its own with a time limit: its name, what was found,
-the limit, and ok or FAILED; speeds over their goal fail nothing. Exit status 0: all is well; 1: a check
-failed; 2: no GPU here.
+--accept prints one line a check, each in a process of its own with a time limit: its name, what was
+found, the limit, and ok or FAILED; speeds over their goal fail nothing. Exit status 0: all is well;
+1: a check failed; 2: no GPU here.
 
-The plain loop is what most people write: torchvision transforms in a DataLoader with min(8, cores) persistent
-workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a mask on every weight.
-TF32 is off and cuDNN deterministic for both. Images are random; they cost what real ones of 32 x 32 cost.
+The plain loop is what most people write: torchvision transforms in a DataLoader with min(8, cores)
+persistent workers, the same ResNet with nn.BatchNorm2d, fp32, channels first, torch.optim.SGD, a
+mask on every weight. TF32 is off and cuDNN deterministic for both. Images are random; they cost
+what real ones of 32 x 32 cost.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def near_the_cpu(device: torch.device) -> tuple:
 
 
 def recording(device: torch.device, networks: int, depth: int, precision: str, steps: int) -> tuple:
-    """Recorded without a note; at two levels plain steps bit for bit, and pruned weights stay zero."""
+    """Recorded without a note; at two levels plain steps bit for bit; pruned weights stay zero."""
     said = io.StringIO()
     recorded, plain = (
         pruned_group(device, networks, depth=depth, precision=precision) for _ in range(2)
@@ -147,7 +148,7 @@ def proof(device: torch.device, precision: str) -> tuple:
 
 
 def wrong_convolution(device: torch.device, precision: str) -> tuple:
-    """A convolution whose backward pass makes the gradient of its weight 6% too large is refused."""
+    """A convolution whose backward pass makes its weight's gradient 6% too large is refused."""
     right, backends = torch.nn.Conv2d._conv_forward, (torch.backends.mkldnn, torch.backends.cudnn)
 
     def wrong(layer, x, weight, bias):
@@ -194,7 +195,10 @@ def two_processes(device: torch.device) -> tuple:
 
 
 def forced_failure(device: torch.device) -> tuple:
-    """A step that cannot be recorded: one note, the device as it was, plain steps; the next group records."""
+    """A step that cannot be recorded: one note, the device as it was, plain steps.
+
+    The next group records.
+    """
     step, stream, said = common.Group.step, torch.cuda.current_stream(), io.StringIO()
 
     def asking(group: common.Group, k: int) -> None:
@@ -238,9 +242,8 @@ def clock(device: torch.device) -> float:
 
 def seconds(loop: Iterator, steps: int, device: torch.device) -> float:
     """Of a step, the mean of the next ones."""
-    time.sleep(
-        0.5
-    )  # the plain loop's workers fill their queue; its batches must not come for free:
+    # meanwhile the plain loop's workers fill their queue; its batches must not come for free:
+    time.sleep(0.5)
     for _ in range(2 * WORKERS):
         next(loop)
     began = clock(device)
@@ -409,9 +412,8 @@ def table(device: torch.device, quick: bool, rounds: int, precision: str) -> Non
         for turn in range(rounds + 1):
             for loop, found in zip(loops, times):
                 spent = seconds(loop, 200 if device.type == "cuda" else 4, device)
-                found += (
-                    [spent] if turn else []
-                )  # the first turn warms up: workers, kernels, memory
+                # the first turn warms up: workers, kernels, memory
+                found += [spent] if turn else []
         loops[0].close()
         del group, loops, loop  # graphs are let go before the next ones are recorded
         ours = statistics.median(times[1])

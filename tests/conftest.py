@@ -71,7 +71,7 @@ def recipe(**changes):
 
 @pytest.fixture
 def call(capfd):
-    """call("imp", "x.safetensors", ...) -> (exit status, stdout, stderr) of the real command line."""
+    """call("imp", "x.safetensors", ...) -> (status, stdout, stderr) of the real command line."""
 
     def call(stage, *argv):
         capfd.readouterr()
@@ -95,7 +95,7 @@ def ok(call):
 
 @pytest.fixture
 def refused(call, tmp_path):
-    """refused(command, "a word", ...): exit status 2, one line with all the words, and no file changed."""
+    """refused(command, "a word", ...): status 2, one line with all the words, no file changed."""
 
     def refused(command, *words, status=2):
         before = snapshot(tmp_path)
@@ -110,7 +110,7 @@ def refused(call, tmp_path):
 
 
 def snapshot(folder):
-    """Content of every file below a folder but locks and caches, to show that a command changed nothing."""
+    """The content of all files below a folder but locks and caches, to show that none changed."""
     aside = re.compile(r"\.lock$|^\.images")
     files = [p for p in Path(folder).rglob("*") if p.is_file() and not aside.search(p.name)]
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -148,7 +148,7 @@ def pages(monkeypatch):
 
 
 def made(folder):
-    """Every file below a folder by name, without seconds and commands: what the same work makes again."""
+    """A folder's files by name, without seconds and commands: what the same work makes again."""
     found = {}
     for path in Path(folder).rglob("*.*"):
         name = str(path.relative_to(folder))
@@ -185,7 +185,7 @@ def noted(folder):
 
 
 def run_all(*arguments, cwd, **environment):
-    """`bash run_all.sh ...` with this Python and these variables, free of those of the caller's machine."""
+    """`bash run_all.sh ...` with this Python and these variables, free of the machine's own."""
     environment = {"PYTHON": sys.executable} | {k: str(v) for k, v in environment.items()}
     inherited = {
         k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k[:7] != "SBATCH_"
@@ -201,7 +201,7 @@ def run_all(*arguments, cwd, **environment):
 
 @pytest.fixture(scope="session")
 def demonstration(tmp_path_factory):
-    """The demonstration at a tiny scale, local, in a folder with a space; (folder, what it printed)."""
+    """The demonstration, tiny and local, in a folder with a space; (folder, what it printed)."""
     where = tmp_path_factory.mktemp("a folder")
     done = run_all(cwd=where, RUNS="my runs/digits", PYTHONIOENCODING="ascii", **TINY_RUNS)
     assert done.returncode == 0, done.stdout + done.stderr

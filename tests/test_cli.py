@@ -1,4 +1,4 @@
-"""The command lines: every bad input is one clear line, exit status 2, and nothing written or lost."""
+"""The command lines: bad input is one clear line, exit status 2, and nothing written or lost."""
 
 import argparse
 import json
@@ -120,7 +120,7 @@ def test_what_the_hardware_cannot_do(refused, folder, monkeypatch):
 
 
 def test_outputs_that_cannot_be(refused, folder, rewind):
-    """Unwritable or locked folders, other suffixes, and names that imp.py takes for its own files."""
+    """Unwritable or locked folders, other suffixes, and names of files that are imp.py's own."""
     scores = folder / "scores.npy"
     below = scores / "a-file"
     for command in (
@@ -259,9 +259,8 @@ def test_a_setting_that_other_code_does_not_know_makes_a_difference(
     """What a changed copy of the toolkit has made is not taken up here, nor the reverse."""
     mine, other = folder / "mine" / "rewind.safetensors", folder / "other" / "rewind.safetensors"
     ok(*START, other)
-    with (
-        monkeypatch.context() as patch
-    ):  # a network of their own, with tensors of the same names and shapes
+    # a network of their own, with tensors of the same names and shapes
+    with monkeypatch.context() as patch:
         patch.setattr(common, "OWN", {"network": "silu"})
         refused(["imp", rewind, "--levels", 1], "{'network': 'silu'} here")
         refused([*START, rewind], "silu")
@@ -318,9 +317,8 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     scores.with_suffix(".json").write_text(json.dumps({"select": "margin"}))
     ok(*EASY, scores, "--out", easy)
     assert np.load(easy).tolist() == [0, 1, 2, 3, 4]
-    assert "already done" in ok(
-        *EASY, scores, "--out", easy, "--seed", 1
-    )  # which is for random alone
+    # the seed is for random alone
+    assert "already done" in ok(*EASY, scores, "--out", easy, "--seed", 1)
     shutil.copy(easy, bare)
     paths = [tmp_path / name / "rewind.safetensors" for name in ("easy", "bare")]
     for subset, path in zip((easy, bare), paths):
@@ -332,9 +330,8 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     assert named["subset_sha256"] == custom["subset_sha256"]
     scores.with_suffix(".json").unlink()
     ok(*EASY, scores, "--force", "--out", easy)
-    assert (
-        json.loads(easy.with_suffix(".json").read_text())["score"] == "unnamed"
-    )  # it is not EL2N's
+    # a score without a name is not EL2N's
+    assert json.loads(easy.with_suffix(".json").read_text())["score"] == "unnamed"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,4 +1,7 @@
-"""Nothing is lost: real processes killed at any moment and inside every write, two at once, damaged files."""
+"""Nothing is lost.
+
+Real processes are killed at any moment and inside every write, two run at once, files are damaged.
+"""
 
 import contextlib
 import itertools
@@ -162,7 +165,8 @@ def test_killed_inside_every_write_it_ends_as_if_undisturbed(run, tmp_path, stag
 
 @pytest.mark.parametrize("times", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_started_together(run, tmp_path, times):
-    # long enough that the second looks for the lock while the first holds it, also on a busy machine
+    # Long enough that the second looks for the lock while the first holds it, also on a busy
+    # machine.
     whole, scored = pruning(run, tmp_path / "whole", 200, 2), tmp_path / "scored"
     assert run(whole) == run(scoring(scored, 4, 45)) == [0]
     for attempt in range(times):
@@ -203,7 +207,7 @@ def damaged(content, draw):
 
 @pytest.mark.parametrize("tries", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tries):
-    """Never a traceback, never another result: each input of each stage, cut and with bytes changed."""
+    """Never a traceback or another result: each input of each stage, cut or with bytes changed."""
     here, kept = tmp_path / "here", tmp_path / "kept"
     scores, subset, rewind = here / "s.npy", here / "easy.npy", here / "run" / "rewind.safetensors"
     score = [*scoring(here, 2, 2), "--label-noise", 0.25, "--noise-seed", 7]
@@ -225,7 +229,7 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
     }
 
     def work(target, change):
-        """What the command leaves after a change of a file, the file aside; None: one line on stderr."""
+        """What the command leaves after a change of a file, but that; None: one line on stderr."""
         shutil.rmtree(here, ignore_errors=True)
         shutil.copytree(kept, here)
         (here / target).write_bytes(change((kept / target).read_bytes()))

@@ -1,4 +1,4 @@
-"""Data: against torchvision on the same crops, and with small files in the layouts of CIFAR and CINIC."""
+"""Data: against torchvision on the same crops, and from small files laid out as CIFAR and CINIC."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ def load(root, dataset="folder", preset="cifar10"):
 
 
 def plant(root, counts, classes):
-    """A tree of PNG images (lossless): root/split/class/000.png is picture(100 split + 10 class)."""
+    """A tree of lossless PNG images: root/split/class/000.png is picture(100 split + 10 class)."""
     for s, (split, count) in enumerate(counts.items()):
         for c, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
@@ -75,9 +75,8 @@ def test_an_epoch_is_a_pure_function_of_seed_level_and_epoch():
     for other in ((6, 2, 7), (5, 3, 7), (5, 2, 8)):
         assert not np.array_equal(one, common.epoch_table(*other, 1000, 64, 4, True))
     assert not common.epoch_table(5, 2, 7, 1000, 64, 4, False)[3].any()
-    short = common.epoch_table(
-        5, 2, 0, 1000, 64, 4, True
-    )  # trailing zeros make no other key the same
+    # trailing zeros make no other key the same
+    short = common.epoch_table(5, 2, 0, 1000, 64, 4, True)
     assert not np.array_equal(short[0], common.epoch_table(5, 0, 2, 1000, 64, 4, True)[0])
 
 
@@ -87,9 +86,8 @@ def test_label_noise_redraws_that_share_uniformly(share):
     noisy = common.noisy_labels(labels, 10, share, 0)
     assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 0))
     assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 1)) == (share == 0)
-    assert (noisy != labels).mean() == pytest.approx(
-        0.9 * share, abs=0.01
-    )  # some draw their own again
+    # some draw their own again
+    assert (noisy != labels).mean() == pytest.approx(0.9 * share, abs=0.01)
     assert share < 1 or np.bincount(noisy).min() > 1800
     assert labels[1999] == 0  # the argument is untouched
 
@@ -102,9 +100,8 @@ def test_digits_split(digits):
     assert (digits.train_images().shape, digits.test.shape) == ((1297, 8, 8, 1), (500, 8, 8, 1))
     assert np.bincount(digits.test_labels).tolist() == [50] * 10
     ours = np.concatenate([train, digits.test.numpy().reshape(-1, 64)])
-    assert sorted(map(tuple, ours)) == sorted(
-        map(tuple, images.astype(np.uint8))
-    )  # every image once
+    # every image once
+    assert sorted(map(tuple, ours)) == sorted(map(tuple, images.astype(np.uint8)))
     order = [np.flatnonzero((images == x).all(1))[0] for x in train[:50]]
     assert order == sorted(order)
     assert labels[order].tolist() == digits.labels[:50].tolist()

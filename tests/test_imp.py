@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: against torch's pruning, exact counts, and a plain re-implementation."""
+"""Iterative magnitude pruning: against torch's pruning, exact counts, a plain re-implementation."""
 
 import imp
 import json
@@ -63,7 +63,7 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
 
 
 def plain_imp(rewind, levels, digits, seed):
-    """Algorithm 1 as one would write it for one network; returns (weights, masks, row) of each level."""
+    """Algorithm 1 written plainly for one network; returns (weights, masks, row) of each level."""
     tensors, _ = common.load_tensors(rewind)
     images, labels = digits.train_images().numpy(), digits.labels.numpy()
     batch, per_epoch = 64, len(images) // 64
@@ -135,7 +135,10 @@ def plain_imp(rewind, levels, digits, seed):
 
 @pytest.mark.parametrize("order", [[], ["--order-seed", 9]])
 def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, digits, order):
-    """From the 2nd step of epoch 1 on: order, crops, schedule, SGD, masks, rewinding, evaluation, pruning."""
+    """Order, crops, schedule, SGD, masks, rewinding, evaluation and pruning.
+
+    Training goes from the 2nd step of epoch 1 on.
+    """
     rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21, "--label-noise", 0.5)  # there alone
     clean = start(ok, tmp_path / "clean", "--seed", 4, "--steps", 21)
     assert not equal(*(common.load_tensors(path)[0] for path in (rewind, clean)))
@@ -214,7 +217,10 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
 def test_a_signal_saves_whose_turn_has_come(
     ok, call, tmp_path, monkeypatch, stop_at, every, expected
 ):
-    """Three different starts in one group, stopped before b's turn, after it, and at level 1; then alone."""
+    """Three different starts in one group, stopped before b's turn, after it, and at level 1.
+
+    Then each goes on alone.
+    """
     steps = {"a": 0, "b": 20, "c": 45}
     starts = [start(ok, tmp_path / name, "--seed", n, "--steps", n) for name, n in steps.items()]
     whole, stopped = ([tmp_path / where / name for name in steps] for where in ("whole", "stopped"))
@@ -237,7 +243,10 @@ def test_a_signal_saves_whose_turn_has_come(
 
 
 def test_a_rule_of_ones_own(ok, refused, tmp_path, monkeypatch):
-    """SNIP as one would write it at first, in train mode, and chance: resumed as in one go, never mixed."""
+    """SNIP as one would write it at first, in train mode, and chance.
+
+    Resumed it is as in one go, and never mixed with another rule.
+    """
     mine, other, magnitude = (
         start(ok, tmp_path / n, "--seed", s) for n, s in (("a", 0), ("b", 1), ("c", 0))
     )

@@ -35,7 +35,8 @@ def test_training_under_the_masks_of_another_run(ok, refused, pruned, tmp_path):
         assert equal(mask, part(own, n, "mask"))
         assert equal(part(out, n, "next"), part(own, n, "next"))
         assert not any(weights[name][mask[name] == 0].any() for name in mask)
-    # under its own masks a run is itself, also beside another one in a group and after a stop between levels
+    # Under its own masks a run is itself, also beside another one in a group and after a stop
+    # between levels.
     folders = ["--masks", own, own, "--out", tmp_path / "self", tmp_path / "more"]
     for last in (0, 2):
         ok("imp", own / "rewind.safetensors", other, *folders, "--levels", last, "--at-once", 2)
@@ -60,9 +61,8 @@ def test_shuffled_masks_keep_the_count_of_every_layer_and_stay_nested(ok, pruned
         assert all(following[name].sum() == theirs[name].sum() for name in theirs)
         assert all((following[name] <= mask[name]).all() for name in mask)
         assert not equal(following, theirs)
-    assert not equal(
-        part(out, 0, "next"), part(again, 0, "next")
-    )  # the start's seed draws the permutation
+    # the start's seed draws the permutation
+    assert not equal(part(out, 0, "next"), part(again, 0, "next"))
 
 
 def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned, tmp_path):
@@ -150,7 +150,7 @@ FOLDERS = {ALL: "all-t20", EASY: "easy-balanced-256-t10"}
 
 @pytest.fixture(scope="module")
 def controls(tmp_path_factory):
-    """`run_all.sh digits controls` at a tiny scale: two seeds, two prunings; the folder it ran in."""
+    """The folder of `run_all.sh digits controls` at a tiny scale: two seeds, two prunings."""
     where = tmp_path_factory.mktemp("controls")
     flags = "--depth 8 --width 2 --total-steps 40 --milestones 30"
     done = run_all("digits", "controls", cwd=where, **TINY_RUNS | {"SEEDS": "0 1", "FLAGS": flags})

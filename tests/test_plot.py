@@ -1,4 +1,4 @@
-"""Figures, tables and verdicts: what is drawn is in the files, what is said is what the numbers support."""
+"""Figures, tables and verdicts: the files hold what is drawn, the numbers support what is said."""
 
 import json
 import math
@@ -18,7 +18,10 @@ PAPER = ROOT / "paper_curves.json"
 
 
 def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **settings):
-    """Folders as imp.py leaves them, a seed for each row of accuracies: "easy 64 2" or "all 4" (steps)."""
+    """Folders as imp.py leaves them, a seed for each row of accuracies.
+
+    name  scheme, examples if it is a subset, and steps: "easy 64 2" or "all 4"
+    """
     scheme, *size, step = name.split()
     recipe = {
         "preset": "cifar10",
@@ -144,9 +147,8 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(ok, tmp_path,
     )
     for values in (easy[:, 3], easy[:, 6], easy[:, 1:].mean(1)):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in printed
-    assert len(read_csv(tmp_path / "verdicts.csv")) == 15 * (
-        1 + 1 + 6
-    )  # pairs; all levels, a third, each
+    # pairs; all levels, a third, each
+    assert len(read_csv(tmp_path / "verdicts.csv")) == 15 * (1 + 1 + 6)
     found = verdicts(tmp_path, "easy 64, 2 steps", "all data, 4 steps")
     assert {*found} == {(1, 6), (5, 6), *((n, n) for n in range(1, 7))}
     for (first, last), row in found.items():
@@ -160,7 +162,7 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(ok, tmp_path,
 
 @pytest.mark.parametrize("preset", ["cifar10", "cifar100", "cinic10"])
 def test_every_figure_and_interval_of_the_paper_from_its_own_curves(ok, preset, tmp_path):
-    """Deviations scaled from ddof 0 and, over levels, taken as fully correlated; Welch's interval."""
+    """Deviations scaled from ddof 0 and taken as fully correlated over levels; Welch's interval."""
     figures = {"cifar10": "23457", "cifar100": "245", "cinic10": "246"}[preset]
     ok("plot", "--paper", PAPER, "--preset", preset, "--figure", *"234567", "--out", tmp_path)
     pictures = [f"{preset}-published-figure{n}.{kind}" for n in figures for kind in ("png", "pdf")]
@@ -186,9 +188,8 @@ def test_every_figure_and_interval_of_the_paper_from_its_own_curves(ok, preset, 
         assert row["source"] == "paper"
         curves[row["curve"], row["label_noise"]] = c
     rows = read_csv(tmp_path / "verdicts.csv")
-    assert (
-        len(rows) == {"cifar10": 2880, "cifar100": 1350, "cinic10": 1260}[preset]
-    )  # of all panels
+    # of all panels
+    assert len(rows) == {"cifar10": 2880, "cifar100": 1350, "cinic10": 1260}[preset]
     for row in rows:
         pair = [curves.get((row[x], row["label_noise"])) or curves[row[x], "0.0"] for x in "ab"]
         levels = slice(int(row["first_level"]), int(row["last_level"]) + 1)
@@ -236,10 +237,8 @@ def test_figures_2_and_3_of_small_presets_have_balanced_easy_beside_easy(
         assert len(looks) == 2
     for text, says in zip(printed.split("50% random labels: accuracy"), ("no worse", "better")):
         rows = table_rows(text, f"easy {size}, {t // 2} steps", f"all data, {t} steps")
-        assert [row[9] for row in rows] == [
-            f"{says}: supported",
-            "",
-        ]  # the paper has no balanced ones
+        # the paper has no balanced ones
+        assert [row[9] for row in rows] == [f"{says}: supported", ""]
 
 
 def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_curves(
@@ -269,13 +268,9 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
     expected = [[512, small[:, 10].mean()], [3200, easy[:, 10].mean()]]
     np.testing.assert_allclose(line.get_xydata(), expected)
     np.testing.assert_allclose(by_size["all data, 400 steps (n=2)"].get_ydata(), top[:, 10].mean())
-    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (
-        512,
-    )  # a point of its own,
-    assert {band.get_linewidth()[0] for band in pages[1].axes[1].collections} == {
-        0,
-        8,
-    }  # with a bar
+    # a point of its own, with a bar
+    assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (512,)
+    assert {band.get_linewidth()[0] for band in pages[1].axes[1].collections} == {0, 8}
     (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
     expected = easy[:, 1:].mean() - 100 * np.mean(raw[3200][1:17])
     assert float(row[2]) == pytest.approx(expected, abs=0.005)
@@ -310,9 +305,8 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
 def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(ok, tmp_path):
     for step in (0, 100, 200, 400, 800, 1600):  # run_all.sh cifar10 tstar
         fake_runs(tmp_path, f"all {step}", [0.9])
-    assert "difference.png" in ok(
-        "plot", tmp_path, "--figure", "difference", "--out", tmp_path
-    )  # empty
+    # drawn, though empty
+    assert "difference.png" in ok("plot", tmp_path, "--figure", "difference", "--out", tmp_path)
     (panel,) = plot.make_panels(plot.read_runs(tmp_path)["cifar10"], "cifar10")
     roles = {c.step: panel.role(c) for c in panel.curves}
     assert roles == {400: "t*", 200: "t*/2", 0: "init", 1600: "other", 800: "other", 100: "other"}
@@ -375,9 +369,8 @@ def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(ok, tmp_path):
             not departs
         )
         assert "easy 3200, 200 steps, " not in printed  # what all share tells nothing apart
-        assert (": supported" in printed) == (
-            not departs
-        )  # what the paper says is about its own setting
+        # what the paper says is about its own setting
+        assert (": supported" in printed) == (not departs)
     for rate, said in ((0.05, True), (0.4, False)):  # two rates are none that all share
         fake_runs(tmp_path / "rate", "easy 3200 200", [0.8, 0.7], rate=rate)
         assert ("pretrain_lr 0.05 (preset: 0.4)" in ok("plot", tmp_path / "rate", *flags)) == said
@@ -436,9 +429,8 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(ok, tmp_path, leve
     whole = [0.9, 0.8, 0.7]
     fake_runs(tmp_path / "runs", "all 4", *[whole] * 5)
     folder = fake_runs(tmp_path / "runs", "easy 32 2", whole, whole, whole[:1], whole[: level or 1])
-    fake_runs(
-        tmp_path / "runs", "hard 32 2", [0.9]
-    )  # a setting whose other levels are still to come
+    # a setting whose other levels are still to come
+    fake_runs(tmp_path / "runs", "hard 32 2", [0.9])
     diverge(folder, level, step, seed=3)
     if level is None:
         for path in (folder / "results.csv", folder / "level00.safetensors"):
@@ -507,12 +499,8 @@ SAID = [
     [
         ([1.0, 1.2, 0.8], "better", 0, "supported contradicted supported contradicted"),
         ([-1.0, -1.2, -0.8], "worse", 1.497, "contradicted supported contradicted supported"),
-        (
-            [0.01, -0.02, 0.01],
-            "no worse",
-            0.043,
-            "supported undecided undecided supported",
-        ),  # a clear tie
+        # a clear tie
+        ([0.01, -0.02, 0.01], "no worse", 0.043, "supported undecided undecided supported"),
         ([0.0, 0.0, 0.0], "no worse", 0.0, "supported undecided undecided supported"),
         # as sure a loss, and smaller than the margin
         (
@@ -522,12 +510,8 @@ SAID = [
             "supported supported contradicted supported",
         ),
         ([2.0, -2.0, 1.0], "undecided", 4.838, "undecided undecided undecided undecided"),
-        (
-            [3.0],
-            "undecided",
-            np.nan,
-            "undecided undecided undecided undecided",
-        ),  # one replicate, however good
+        # one replicate, however good
+        ([3.0], "undecided", np.nan, "undecided undecided undecided undecided"),
     ],
 )
 def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, statements):
@@ -553,13 +537,8 @@ def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, stateme
 @pytest.mark.parametrize(
     ("early", "late", "scatter", "text", "dominates"),
     [
-        (
-            1.0,
-            -3.0,
-            0,
-            "better|worse at levels 11-15|worse at 5.5% 4.4% 3.5%",
-            False,
-        ),  # hidden by the mean
+        # hidden by the mean
+        (1.0, -3.0, 0, "better|worse at levels 11-15|worse at 5.5% 4.4% 3.5%", False),
         (1.0, 0.0, 0, "better", True),
         (1.0, 0.0, 1, "better|undecided at levels 11-15", None),
         (0.2, -0.8, 0, "no worse|worse at 5.5% 4.4% 3.5%", True),
@@ -585,7 +564,7 @@ def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dom
 
 @pytest.mark.parametrize("replicates", [3, 4, 8])
 def test_without_a_difference_better_and_worse_are_rare(replicates):
-    """At most 3.5% each (2.5% is nominal), whatever part of the scatter a replicate's levels share."""
+    """At most 3.5% each (nominal: 2.5%), whatever part of scatter a replicate's levels share."""
     made, times, counts = np.random.default_rng(replicates), 2000, {}
     for shared in (0.0, 0.9):
         rows = np.sqrt(1 - shared) * made.normal(size=(2 * times, replicates, 9))
@@ -593,18 +572,16 @@ def test_without_a_difference_better_and_worse_are_rare(replicates):
         for kind in ("paired", "unpaired", "published"):
             words = []
             for a, b in rows.reshape(times, 2, replicates, 9):
-                if (
-                    kind == "published"
-                ):  # all that is known of them: mean and deviation of each level
+                # all that is known of them: mean and deviation of each level
+                if kind == "published":
                     z = (np.arange(replicates) - (replicates - 1) / 2)[:, None]
                     a, b = (x.mean(0) + x.std(0) * z / z.std() for x in (a, b))
                 seeds = range(100, 100 + replicates) if kind != "paired" else None
                 words.append(plot.verdict(plot.compare(curve(a), curve(b, seeds=seeds)), 0.5))
             counts[shared, kind] = words.count("better") / times, words.count("worse") / times
     assert max(max(pair) for pair in counts.values()) <= 0.035, counts
-    assert (
-        min(counts[0.0, "paired"]) > 0.015
-    )  # and an interval that is never wrong would be too wide
+    # and an interval that is never wrong would be too wide
+    assert min(counts[0.0, "paired"]) > 0.015
 
 
 def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
@@ -646,9 +623,9 @@ def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
                 "1,1,0.5",
                 "0,1,nan",
                 "0,2,0.5",
-                "0,1,0.8\n1,0.8,0.8",
+                "0,1,0.8\n1,0.8,0.8",  # not what the level files say
             )
-        ),  # not what the level files say
+        ),
         *(
             (name, text)
             for name in ("level00.safetensors", "paper.json")

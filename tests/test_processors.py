@@ -1,7 +1,8 @@
-"""Gradients on every kind of processor: instruction sets that this machine can imitate, one thread and two.
+"""Gradients on every kind of processor that this machine can imitate, with one thread and two.
 
-Every pair of them is a process of its own, since torch and oneDNN read their limits when they start. It runs the
-layers of the presets' networks beside float64, then a tiny chain of all stages, under glibc's checking allocator.
+Every pair of instruction set and threads is a process of its own, since torch and oneDNN read their
+limits when they start. It runs the layers of the presets' networks beside float64, then a tiny
+chain of all stages, under glibc's checking allocator.
 """
 
 import os
@@ -20,7 +21,8 @@ import common
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 NATIVE = {}
 CHECKED = Path("/usr/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")  # glibc's checking allocator
-# width, batch and image size of what the presets train: both networks of the digits, small CIFAR-10, ResNet-20
+# width, batch and image size of what the presets train: both networks of the digits, small
+# CIFAR-10, ResNet-20
 PRESETS = [(6, 64, 8), (16, 64, 8), (8, 64, 32), (16, 128, 32)]
 SMALL = [
     (width, batch, size) for width in range(1, 21) for batch, size in ((1, 8), (5, 8), (3, 32))
@@ -28,7 +30,7 @@ SMALL = [
 
 
 def layers(width, batch, size):
-    """(layer, input) of every different convolution, linear layer and batch norm, as a network calls them."""
+    """(layer, input) of every different convolution, linear layer and batch norm of a network."""
     net = common.ResNet(8, width, 1 if size == 8 else 3, 10).to(memory_format=torch.channels_last)
     common.initialise(net, 0)
     found, kinds = {}, (torch.nn.Conv2d, torch.nn.Linear, common.BatchNorm)
@@ -54,7 +56,7 @@ def in_float64(layer, x, weight):
 
 
 def error(layer, x):
-    """How far output and gradients of weight and input are from float64, the worst of the relative norms."""
+    """How far output and both gradients are from float64, the worst of the relative norms."""
     ours, weight = x.clone().requires_grad_(), layer.weight
     exact, exact_weight = (t.detach().double().contiguous().requires_grad_() for t in (x, weight))
     y, exact_y = layer(ours), in_float64(layer, exact, exact_weight)

@@ -81,9 +81,8 @@ def test_a_wrong_gradient_ends_every_stage_that_trains(
     ):
         refused(command, *words, status=1)
     monkeypatch.setenv("NO_PROOF", "1")
-    refused(
-        [*command[:-1], tmp_path / "no such suffix"], "--out must be"
-    )  # nothing else is refused
+    # nothing else is refused
+    refused([*command[:-1], tmp_path / "no such suffix"], "--out must be")
 
 
 def test_imp_refuses_too_and_what_went_without_a_proof_says_so(

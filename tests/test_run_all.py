@@ -1,4 +1,4 @@
-"""run_all.sh: what each figure runs, the whole chain once at a tiny scale, and once on a real Slurm."""
+"""run_all.sh: what each figure runs, the whole chain at a tiny scale, and once on a real Slurm."""
 
 import contextlib
 import os
@@ -76,7 +76,10 @@ def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
 
 
 def test_what_a_run_is_called_with(tmp_path):
-    """The paper's settings; steps and sizes of one's own; flags do not change what a folder is named for."""
+    """The paper's settings; steps and sizes of one's own.
+
+    Flags do not change what a folder is named for.
+    """
     lines = plan(tmp_path, "cifar10", "fig7", SEEDS="3")
     (line,) = [x for x in calling(lines, "pretrain") if "easy-2048-t200-noise50/seed3" in x]
     for words in ("--steps 200", "--seed 3", "--label-noise 0.50", "subsets/easy-2048-noise50.npy"):
@@ -96,7 +99,7 @@ def test_what_a_run_is_called_with(tmp_path):
 
 
 def test_the_cost(tmp_path):
-    """Steps of figure 2: scoring, and of every run pre-training and then a training's rest as often."""
+    """Steps of figure 2: scoring, and of every run pre-training and the rest of each training."""
     few = TINY_RUNS | {"LEVELS": "", "IMP_FLAGS": "--save-every 9 --levels=3"}
     for name, runs, trainings, steps, more in (
         ("cifar10", 6, 17, 10 * 7800 + 6 * 17 * 62400 - 16 * (400 + 4 * 200), {}),
@@ -175,8 +178,9 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # pytest in the background ignores SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip - pytest in the background ignores SIGINT
+    )
     wait_for(lambda: list(tmp_path.glob("runs/digits/el2n.networks.*")))
     process.send_signal(how)
     assert process.wait(30) == 128 + how
@@ -210,7 +214,10 @@ def fake(tmp_path):
 def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(
     fake, tmp_path, name, devices, jobs, each
 ):
-    """As many for every GPU; without one, a run or, of the demonstration, a setting with its replicates."""
+    """As many for every GPU.
+
+    Without one, a run or, of the demonstration, a setting with its replicates.
+    """
     done = fake(name, SEEDS="0 1 2 3", CUDA_VISIBLE_DEVICES=devices, JOBS=jobs)
     assert done.returncode == 0, done.stderr
     used, threads, lines = zip(*noted(tmp_path))
@@ -356,7 +363,10 @@ def go_on(task):
 def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(
     cluster, demonstration, tmp_path
 ):
-    """Three tasks of two runs: one is told that its time ends, one requeued, one cancelled. Then again."""
+    """Three tasks of two runs: one is told that its time ends, one requeued, one cancelled.
+
+    Then all of it again.
+    """
     where, (local, _) = tmp_path / "a folder", demonstration
     where.mkdir()
     figure = {"RUNS": "my runs/digits", "NOISE": 50}  # half of the demonstration
@@ -364,9 +374,8 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(
     assert (state(imp), state(plot)) == ("PENDING", "PENDING")
 
     wait_for(lambda: in_the_middle(where, 0))
-    shell(
-        "scancel", "--signal=USR1", "--batch", f"{imp}_0"
-    )  # what Slurm does 120 s before the time limit
+    # what Slurm does 120 s before the time limit
+    shell("scancel", "--signal=USR1", "--batch", f"{imp}_0")
     wait_for(lambda: in_the_middle(where, 1))
     shell("scontrol", "requeue", f"{imp}_1")
     wait_for(lambda: in_the_middle(where, 2))
@@ -384,7 +393,8 @@ def test_interrupted_in_every_way_it_gives_what_the_local_way_gives(
     runs = where / "my runs" / "digits"
     assert 4 <= len(list(runs.glob("*/seed0/level02.safetensors"))) < 6
 
-    # Again: only what the cancelled task had left. It is preempted by a job of a more important partition.
+    # Again: only what the cancelled task had left. It is preempted by a job of a more important
+    # partition.
     finished = {path: path.stat().st_mtime_ns for path in runs.rglob("level*.safetensors")}
     *_, imp, plot = submit(where, "digits", "fig3", JOBS=1, **figure)
     wait_for(lambda: in_the_middle(where, 0))
@@ -428,14 +438,17 @@ def test_a_refused_submission_leaves_nothing_in_the_queue(cluster, tmp_path):
 
 
 def test_where_there_are_gpus_every_task_gets_one(cluster, tmp_path):
-    """Runs share a GPU, drawing needs none, what fails leaves the others; by a Python that takes notes."""
+    """Runs share a GPU, drawing needs none, what fails leaves the others.
+
+    The Python only takes notes.
+    """
     settings = {
         "PYTHON": taking_notes(tmp_path),
         "SEEDS": "0 1",
         "BREAKS": "pretrain.py*all-t0/seed0",
         "SLEEP": 3,
-        "SBATCH_FLAGS": "--cpus-per-task=1",
-    }  # fmt: skip - of two, at the same time
+        "SBATCH_FLAGS": "--cpus-per-task=1",  # of two, at the same time
+    }
     with running(tmp_path / "cluster", gpus=2):
         *_, imp, plot = submit(tmp_path, "cifar10", **settings)
         wait_for(lambda: state(plot) == "COMPLETED")

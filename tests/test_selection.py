@@ -1,4 +1,4 @@
-"""EL2N, against NumPy and SciPy and resumed network by network; subsets as properties of what is chosen."""
+"""EL2N against NumPy and SciPy and resumed network by network; subsets by their properties."""
 
 import json
 
@@ -33,9 +33,8 @@ def test_el2n_equals_the_numpy_formula():
 
 def test_reliability_equals_scipy():
     draw = np.random.default_rng(1)
-    networks = (
-        draw.integers(0, 20, (4, 300)).astype(np.float32) + np.arange(300) * 0.05
-    )  # with ties
+    # with ties
+    networks = draw.integers(0, 20, (4, 300)).astype(np.float32) + np.arange(300) * 0.05
     pairs = [scipy.stats.spearmanr(networks[i], networks[j])[0] for i in range(4) for j in range(i)]
     rho, of_mean, between, overlap = score_el2n.reliability(networks)
     assert rho == pytest.approx(np.mean(pairs))
@@ -54,9 +53,8 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(
         *SHORT, tmp_path / "scores.npy", "--label-noise", 0.5, "--noise-seed", 3
     )
     assert (status, out.strip()[-10:]) == (0, "scores.npy")
-    assert all(
-        word in out + err for word in ("rank correlation", "warning: ", "--networks")
-    )  # so short
+    # a warning, of so short a training
+    assert all(word in out + err for word in ("rank correlation", "warning: ", "--networks"))
     scores, single = (
         np.load(tmp_path / "scores.npy"),
         load_file(tmp_path / "scores.networks.safetensors"),
@@ -108,9 +106,8 @@ def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path)
         ok("score", "--networks", 1, "--steps", 1, *flags, "--out", out)
         said = json.loads(out.with_suffix(".json").read_text())
         assert {name: said[name] for name in own} == expected
-    ok(
-        "pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors"
-    )  # what is pruned is the preset's
+    # what is pruned is the preset's
+    ok("pretrain", "--steps", 0, "--out", tmp_path / "rewind.safetensors")
     recipe = common.load_info(tmp_path / "rewind.safetensors")["recipe"]
     assert all(recipe[name] == common.PRESETS["digits"][name] for name in own)
 
@@ -190,9 +187,8 @@ def test_command_prints_counts_and_noise_and_passes_the_noise_on(ok, refused, tm
     start = ["pretrain", *TINY, "--subset", easy, "--steps", 1, "--out", tmp_path / "r.safetensors"]
     refused([*start, "--noise-seed", 1], "--noise-seed 1 contradicts")
     ok("subset", "--select", "random", "--size", 40, *noise, "--out", tmp_path / "random.npy")
-    assert (
-        np.bincount(noisy[np.load(tmp_path / "random.npy")]).tolist() == [4] * 10
-    )  # by the noisy labels
+    # by the noisy labels
+    assert np.bincount(noisy[np.load(tmp_path / "random.npy")]).tolist() == [4] * 10
 
 
 def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_path, digits):

@@ -14,8 +14,9 @@ from conftest import ROOT, equal, recipe
 
 import common
 
-# He et al.'s ResNets with option-A shortcuts have these many parameters for 10 classes; the two projections
-# with their batch norms add 16*32 + 2*32 + 32*64 + 2*64, and 90 more classes add 90 * (64 + 1)
+# He et al.'s ResNets with option-A shortcuts have these many parameters for 10 classes; the two
+# projections with their batch norms add 16*32 + 2*32 + 32*64 + 2*64, and 90 more classes add
+# 90 * (64 + 1)
 OPTION_A, PROJECTIONS = {20: 269722, 32: 464154, 56: 853018}, 2752
 
 
@@ -27,9 +28,8 @@ def test_parameter_and_layer_counts(depth):
         assert count == OPTION_A[depth] + PROJECTIONS + (classes - 10) * 65
         assert depth + classes != 30 or sum(p.numel() for p in net.prunable().values()) == 270896
         convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
-        assert (
-            len(convolutions) == depth - 1 + 2
-        )  # the linear one is a layer, the two projections are not
+        # the linear one is a layer, the two projections are not
+        assert len(convolutions) == depth - 1 + 2
         assert all(m.bias is None for m in convolutions)
         assert net(torch.zeros(3, 3, 32, 32)).shape == (3, classes)
         assert "num_batches_tracked" not in " ".join(net.state_dict())
@@ -67,7 +67,7 @@ def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits
 
 
 def test_batch_norm_has_the_bits_of_torchs():
-    """Where torch's sums are precise enough, in both precisions, forward, backward and statistics."""
+    """Where torch's sums are precise enough, in both precisions: forward, backward, statistics."""
     x = torch.randn(32, 16, 8, 8).to(memory_format=torch.channels_last)
     for dtype in (torch.float32, torch.bfloat16):
         found = []
@@ -82,7 +82,7 @@ def test_batch_norm_has_the_bits_of_torchs():
 
 @pytest.mark.parametrize("shape", [(64, 8, 32, 32), (3, 5, 40, 48), (128, 16, 32, 32)])
 def test_batch_norm_is_precise_in_channels_last(shape):
-    """Output, gradients and running statistics beside float64; torch's own are off by up to 5e-4."""
+    """Output, gradients and running statistics beside float64; torch's are off by up to 5e-4."""
     x = (2 + 3 * torch.randn(shape)).to(memory_format=torch.channels_last)
     g = torch.randn(shape).to(memory_format=torch.channels_last)
     found = []
