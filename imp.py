@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 
 import common
-from common import InputError, Member
+import training
+from common import InputError
+from training import Member
 
 # ------------------------------------------------------------ the pruning rule
 
 CRITERION = "magnitude"  # the name of `importance`: results of two criteria are never mixed
 
 
-def importance(net: nn.Module, data: common.Data, draw: np.random.Generator) -> dict[str, Tensor]:
+def importance(net: nn.Module, data: training.Data, draw: np.random.Generator) -> dict[str, Tensor]:
     """What each prunable weight of a trained network is worth, by name (paper, Algorithm 1).
 
     The least important go. A rule of your own may use data, gradients or chance; the network is in
@@ -76,7 +78,7 @@ class Run:
 
 
 def train_group(
-    runs: list[Run], levels: int, data: common.Data, save_every: float, received: list
+    runs: list[Run], levels: int, data: training.Data, save_every: float, received: list
 ) -> list:
     """Take runs through their levels side by side; returns a line for each that had to stop."""
     recipe = runs[0].recipe
@@ -84,7 +86,7 @@ def train_group(
     everyone = [
         (run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)
     ]
-    group, stopped = common.Group([member for _, member in everyone], data, recipe), []
+    group, stopped = training.Group([member for _, member in everyone], data, recipe), []
     for level in range(levels + 1):
         here = [(run, member) for run, member in everyone if run.level == level]
         if not here:
@@ -95,7 +97,7 @@ def train_group(
             member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
             load_state(run, member)
         clock = time.monotonic()
-        for step in common.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
+        for step in training.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
             now = time.monotonic()
             if not received and now - clock < save_every:
                 continue
@@ -109,7 +111,7 @@ def train_group(
         spent = time.monotonic() - clock
         for run, member in here:
             run.seconds += spent / len(here)
-            accuracy, loss = common.evaluate(member.net, data)
+            accuracy, loss = training.evaluate(member.net, data)
             if member.failed or not math.isfinite(loss):
                 stopped.append(
                     f"{run.folder}: the loss is not finite at level {level}, step {member.step}"
@@ -149,7 +151,9 @@ COLUMNS = [
 LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 
-def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: common.Data) -> None:
+def finish_level(
+    run: Run, member: Member, accuracy: float, loss: float, data: training.Data
+) -> None:
     """Save a trained level with the masks of the next one."""
     weights = {name: t.cpu().clone() for name, t in member.net.state_dict().items()}
     assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
@@ -169,7 +173,7 @@ def finish_level(run: Run, member: Member, accuracy: float, loss: float, data: c
     row = dict(
         zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds))
     )
-    info = run.described | {"row": row, "made_by": common.made_by(member.loss_sum.device)}
+    info = run.described | {"row": row, "made_by": training.made_by(member.loss_sum.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
     common.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
@@ -199,7 +203,7 @@ def level_path(folder: Path, level: int) -> Path:
 # ------------------------------------------------------------ starting points, resuming
 
 
-def read_start(path: Path, folder: Path, first: dict, data: common.Data, settings: dict) -> Run:
+def read_start(path: Path, folder: Path, first: dict, data: training.Data, settings: dict) -> Run:
     """A starting point in a file; InputError unless it fits the data and the first one's recipe."""
     weights, info = common.load_tensors(path)
     recipe = common.check_recipe(path, info)
@@ -214,7 +218,9 @@ def read_start(path: Path, folder: Path, first: dict, data: common.Data, setting
             f"{path}: made from other {recipe['dataset']} images than those in --data-dir"
         )
     with torch.device("meta"):
-        net = common.ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
+        net = training.ResNet(
+            recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"]
+        )
     check_tensors(path, weights, net.state_dict())
     masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
     return Run(
@@ -415,13 +421,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    device = common.resolve_device(args.device)
+    device = training.resolve_device(args.device)
     recipe = common.check_recipe(args.rewind[0], common.load_info(args.rewind[0]))
     preset = common.PRESETS[recipe["preset"]]
     levels = preset["levels"] if args.levels is None else args.levels
     fraction = preset["prune_fraction"] if args.prune_fraction is None else args.prune_fraction
 
-    data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    data = training.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
     tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
     settings["test_set_sha256"] = common.sha256(*tested)
@@ -449,8 +455,8 @@ def main(argv: list[str] | None = None) -> None:
     common.on_signals(received)
     todo = [run for run in runs if run.level <= levels]
     if todo:
-        common.check_precision(recipe["precision"], device, args.rewind[0])
-        common.say_where(device, recipe["precision"])
+        training.check_precision(recipe["precision"], device, args.rewind[0])
+        training.say_where(device, recipe["precision"])
         print(
             LINE.format(
                 "run".ljust(len(str(todo[0].folder))),
@@ -464,7 +470,7 @@ def main(argv: list[str] | None = None) -> None:
             ),
             flush=True,
         )
-    for group in common.even_groups(todo, args.at_once, device):
+    for group in training.even_groups(todo, args.at_once, device):
         stopped += train_group(group, levels, data, args.save_every, received)
     for run in runs:
         if run.level > levels:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 import common
+import dataset
+import training
 from common import InputError
 
 # What --select offers beside random: it takes the examples of lowest value. A rule of your own is
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.scores and args.out.resolve() == args.scores.resolve():
         raise InputError(f"--out and --scores are the same file, {args.out}")
 
-    data = common.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
+    data = training.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
     clean, classes = data.labels.numpy(), len(data.classes)
     if args.size > len(clean):
         raise InputError(
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.scores:
         scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
     noise = common.resolve_noise(args, sidecar)
-    labels = common.noisy_labels(clean, classes, noise["label_noise"], noise["noise_seed"])
+    labels = dataset.noisy_labels(clean, classes, noise["label_noise"], noise["noise_seed"])
     config = (
         names
         | noise
@@ -128,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         subset = select_balanced(RULES[args.select](scores), labels, classes, args.size)
     else:
         subset = select(RULES[args.select](scores), args.size)
-    common.save_array(args.out, subset, config | {"made_by": common.made_by(torch.device("cpu"))})
+    common.save_array(args.out, subset, config | {"made_by": training.made_by(torch.device("cpu"))})
     counts = np.bincount(labels[subset], minlength=classes)
     print(
         "examples per class: "

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import common
+import training
 from common import InputError
 
 # The subset size of figure 2 (and of the demonstration). CIFAR-10's is our reading of the published
@@ -974,18 +975,20 @@ def between(net: nn.Module, a: Weights, b: Weights, t: float) -> nn.Module:
     return net
 
 
-def error_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> float:
+def error_barrier(net: nn.Module, a: Weights, b: Weights, data: training.Data) -> float:
     """Highest test error at 11 points of the line minus the mean of both ends, in %.
 
     After Frankle et al. 2020.
     """
-    errors = [100 - 100 * common.evaluate(between(net, a, b, k / 10), data)[0] for k in range(11)]
+    errors = [100 - 100 * training.evaluate(between(net, a, b, k / 10), data)[0] for k in range(11)]
     return max(errors) - (errors[0] + errors[10]) / 2
 
 
-def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> np.ndarray:
+def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: training.Data) -> np.ndarray:
     """Loss at the midpoint minus the mean of the ends, of each clean training example: [N] nats."""
-    logits = [common.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)]
+    logits = [
+        training.predict(between(net, a, b, t), data, data.train_images()) for t in (0, 0.5, 1)
+    ]
     start, middle, end = (
         F.cross_entropy(x.double(), data.labels, reduction="none") for x in logits
     )
@@ -993,14 +996,14 @@ def loss_barrier(net: nn.Module, a: Weights, b: Weights, data: common.Data) -> n
 
 
 def barriers(
-    folders: list[Path], settings: dict, data: common.Data
+    folders: list[Path], settings: dict, data: training.Data
 ) -> tuple[np.ndarray, np.ndarray]:
     """The error barriers between two runs, level by level as long as their masks are equal.
 
     The second result is their loss barriers [N] at level 0.
     """
     errors, device = [], data.labels.device
-    net = common.ResNet(
+    net = training.ResNet(
         settings["depth"], settings["width"], data.test.shape[3], settings["classes"]
     )
     net.to(device, memory_format=torch.channels_last)
@@ -1062,12 +1065,12 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
 def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     """How stable training from a start is: barriers between its networks of two batch orders."""
     device, settings, again, found = (
-        common.resolve_device(args.device),
+        training.resolve_device(args.device),
         panel.curves[0].settings,
         {},
         {},
     )
-    data = common.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
+    data = training.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
     if data.fingerprint != settings["fingerprint"]:
         raise InputError(f"{args.data_dir}: not the images that {name} was trained on")
     # again: by starting point, its run of another order
@@ -1106,7 +1109,7 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
             "curve": c.name,
             "starts": len(each),
             "label_noise": 0.0,
-            "made_by": common.made_by(device),
+            "made_by": training.made_by(device),
         }
         about |= {key: settings[key] for key in ("preset", "dataset", "fingerprint")}
         score = np.mean([examples for _, examples in each.values()], axis=0)

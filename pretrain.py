@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 import common
+import dataset
+import training
 from common import InputError
 
 
@@ -40,10 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     common.add_place_flags(parser)
     args = parser.parse_args(argv)
 
-    device = common.resolve_device(args.device)
+    device = training.resolve_device(args.device)
     begun = args.out.is_file() and not args.force
     made = common.load_info(args.out).get("recipe", {}) if begun else {}
-    recipe = common.resolve_recipe(args, device, made)
+    recipe = common.resolve_recipe(args)
+    recipe["precision"] = training.resolve_precision(args.precision, device, made)
     steps = common.PRESETS[recipe["preset"]]["t_star"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
         raise InputError(
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if common.OF_IMP.fullmatch(args.out.name):
         raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
 
-    data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    data = training.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     clean = data.labels.cpu().numpy()
     subset, sidecar = None, {}
     if args.subset:
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         if (np.diff(subset) <= 0).any():
             raise InputError(f"{args.subset}: is not ascending, or holds an index twice")
     noise = common.resolve_noise(args, sidecar)
-    labels = common.noisy_labels(
+    labels = dataset.noisy_labels(
         clean, len(data.classes), noise["label_noise"], noise["noise_seed"]
     )
     recipe |= noise | {
@@ -90,15 +93,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not held:
         return
-    common.check_precision(recipe["precision"], device)
-    common.say_where(device, recipe["precision"])
-    member = common.Member("pre-training", recipe, data, args.seed)
-    group = common.Group(
+    training.check_precision(recipe["precision"], device)
+    training.say_where(device, recipe["precision"])
+    member = training.Member("pre-training", recipe, data, args.seed)
+    group = training.Group(
         [member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset
     )
-    for _ in common.train(group, steps, peak=recipe["pretrain_lr"]):
+    for _ in training.train(group, steps, peak=recipe["pretrain_lr"]):
         pass
-    accuracy, loss = common.evaluate(member.net, data)
+    accuracy, loss = training.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
         common.save_divergence(
             args.out.parent, recipe=recipe, settings={}, level=None, step=member.step
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         "recipe": recipe,
         "test_accuracy": accuracy,
         "test_loss": loss,
-        "made_by": common.made_by(device),
+        "made_by": training.made_by(device),
     }
     common.save_tensors(args.out, member.net.state_dict(), info)
     (args.out.parent / "diverged.json").unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 import common
+import dataset
+import training
 from common import InputError
 
 SCORE = "el2n"  # the name of the rule: subsets, recipes and curves carry it
@@ -54,7 +56,7 @@ def score_missing(
     scored: dict[str, Tensor],
     path: Path,
     config: dict,
-    data: common.Data,
+    data: training.Data,
     labels: Tensor,
     at_once: int | None,
 ) -> list[str]:
@@ -62,24 +64,24 @@ def score_missing(
     received, failed = [], []
     common.on_signals(received)
     todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
-    for share in common.even_groups(todo, at_once, labels.device):
+    for share in training.even_groups(todo, at_once, labels.device):
         # seeds of their own: none shares w_0 or order with a replicate its scores will judge
         seeds = [common.seed_of_its_own(common.SCORING, config["seed"], k) for k in share]
         members = [
-            common.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)
+            training.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)
         ]
-        group = common.Group(members, data, config, labels=labels)
-        for _ in common.train(group, config["steps"], peak=config["lr"]):
+        group = training.Group(members, data, config, labels=labels)
+        for _ in training.train(group, config["steps"], peak=config["lr"]):
             if received:
                 raise common.Stopped(received[0])
         for k, member in zip(share, members):
-            scores = el2n(common.predict(member.net, data, data.train_images()), labels)
+            scores = el2n(training.predict(member.net, data, data.train_images()), labels)
             if member.failed or not scores.isfinite().all():
                 failed.append(f"{member.name} at step {member.step}")
                 continue
             scored[str(k + 1)] = scores.cpu()
             common.save_tensors(path, scored, config)
-            accuracy, _ = common.evaluate(member.net, data)
+            accuracy, _ = training.evaluate(member.net, data)
             print(
                 f"network {k + 1:3d} of {config['networks']}   test accuracy {accuracy:.4f}   "
                 f"mean {SCORE} {scores.mean():.4f}",
@@ -125,11 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
 
-    device = common.resolve_device(args.device)
+    device = training.resolve_device(args.device)
     progress = args.out.with_suffix(".networks.safetensors")
-    recipe = common.resolve_recipe(
-        args, device, made_before(args, progress), common.SCORING_PRESETS
-    )
+    recipe = common.resolve_recipe(args, common.SCORING_PRESETS)
+    made = made_before(args, progress)
+    recipe["precision"] = training.resolve_precision(args.precision, device, made)
     steps = common.PRESETS[recipe["preset"]]["el2n_steps"] if args.steps is None else args.steps
     if steps > recipe["total_steps"]:
         raise InputError(
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     noise = common.resolve_noise(args, {})
     common.check_output(args.out, ".npy")
 
-    data = common.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    data = training.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
     del recipe["pretrain_lr"]  # scoring does not use it
     config = (
         recipe
@@ -161,10 +163,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not held:
         return
-    common.check_precision(
+    training.check_precision(
         recipe["precision"], device, progress if progress.exists() and not args.force else None
     )
-    common.say_where(device, recipe["precision"])
+    training.say_where(device, recipe["precision"])
     scored = {}
     if args.force:  # now, so that the same command without it goes on after a kill
         args.out.unlink(missing_ok=True)
@@ -172,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     if progress.exists():
         scored, found = common.load_tensors(progress)
         common.refuse_difference(progress, found, config)
-    noisy = common.noisy_labels(
+    noisy = dataset.noisy_labels(
         data.labels.cpu().numpy(), len(data.classes), noise["label_noise"], noise["noise_seed"]
     )
     labels = torch.from_numpy(noisy).to(device)
@@ -183,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
 
     networks = np.stack([scored[str(k + 1)].numpy() for k in range(args.networks)])
     scores = networks.astype(np.float64).mean(0).astype(np.float32)
-    common.save_array(args.out, scores, config | {"made_by": common.made_by(device)})
+    common.save_array(args.out, scores, config | {"made_by": training.made_by(device)})
     if args.networks > 1:
         rho, of_mean, between, overlap = reliability(networks)
         text = f"{of_mean:.3f}" if rho > 0 else "none, they disagree"

@@ -38,13 +38,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import imp
 
 import common
+import dataset
+import training
 
 WORKERS = min(8, os.cpu_count())
 
 
 def make_group(
     device: torch.device, networks: int = 1, examples: int = 2000, **recipe
-) -> common.Group:
+) -> training.Group:
     """Networks of CIFAR-10's recipe, changed by what is given, on random images of that shape."""
     recipe = common.CIFAR10 | {"classes": 10, "precision": "fp32"} | recipe
     draw = np.random.default_rng(0)
@@ -52,16 +54,16 @@ def make_group(
         draw.integers(0, 256, (examples, 32, 32, 3), np.uint8),
         draw.integers(0, 10, examples),
     )
-    arrays = (images, labels, *common.channel_statistics(images))
+    arrays = (images, labels, *dataset.channel_statistics(images))
     x, y, mean, std = (torch.from_numpy(a).to(device) for a in arrays)
-    data = common.Data(
+    data = training.Data(
         [*"0123456789"], F.pad(x, (0, 0, 4, 4, 4, 4)), y, x, y, mean, std, "", 4, True
     )
-    members = [common.Member(f"network {seed}", recipe, data, seed) for seed in range(networks)]
-    return common.Group(members, data, recipe)
+    members = [training.Member(f"network {seed}", recipe, data, seed) for seed in range(networks)]
+    return training.Group(members, data, recipe)
 
 
-def pruned_group(device: torch.device, networks: int = 1, **recipe) -> common.Group:
+def pruned_group(device: torch.device, networks: int = 1, **recipe) -> training.Group:
     """The same with half-zero masks; on a CPU tiny networks on few images."""
     if device.type == "cpu":
         recipe |= {"depth": 8, "width": 2, "batch_size": 16, "examples": 200}
@@ -73,12 +75,12 @@ def pruned_group(device: torch.device, networks: int = 1, **recipe) -> common.Gr
     return group
 
 
-def train(group: common.Group, stop: int, level: int = 0) -> common.Group:
-    list(common.train(group, stop, peak=0.1, level=level))
+def train(group: training.Group, stop: int, level: int = 0) -> training.Group:
+    list(training.train(group, stop, peak=0.1, level=level))
     return group
 
 
-def same(a: common.Member, b: common.Member) -> tuple:
+def same(a: training.Member, b: training.Member) -> tuple:
     """Are two members the same, bit for bit?"""
     off = sum(not torch.equal(t, b.state()[name]) for name, t in a.state().items())
     return f"{off} tensors differ", "0", off == 0
@@ -88,7 +90,7 @@ def versions(device: torch.device) -> tuple:
     software = f"torch {torch.__version__}, Python {platform.python_version()}"
     if device.type == "cpu":
         cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-        return f"{cores}, {common.processor()}, {software}", "", True
+        return f"{cores}, {training.processor()}, {software}", "", True
     gpu, cuda = torch.cuda.get_device_properties(device), f"CUDA {torch.version.cuda}"
     memory, cudnn = f"{gpu.total_memory / 2**30:.0f} GiB", f"cuDNN {torch.backends.cudnn.version()}"
     return f"{gpu.name}, {memory}, {software}, {cuda}, {cudnn}", "", True
@@ -139,12 +141,12 @@ def recording(device: torch.device, networks: int, depth: int, precision: str, s
 
 def proof(device: torch.device, precision: str) -> tuple:
     """The gradients of an honest step, as far from plain kernels as they may be at most."""
-    common.PROVED.clear()
+    training.PROVED.clear()
     try:
         train(pruned_group(device, precision=precision), 1)
     except common.Failure as failure:
         return str(failure), "passes", False
-    return "passes", "passes", len(common.PROVED) == 1
+    return "passes", "passes", len(training.PROVED) == 1
 
 
 def wrong_convolution(device: torch.device, precision: str) -> tuple:
@@ -172,7 +174,7 @@ def company(device: torch.device) -> tuple:
 def stop_and_go_on(device: torch.device) -> tuple:
     """A state that went through the host, put into another group, goes on with the same bits."""
     whole, part, rest = train(pruned_group(device), 20), pruned_group(device), pruned_group(device)
-    next(step for step in common.train(part, 20, peak=0.1) if step == 9)
+    next(step for step in training.train(part, 20, peak=0.1) if step == 9)
     rest.members[0].restore({name: t.cpu() for name, t in part.members[0].state().items()})
     rest.members[0].step = 9
     return same(whole.members[0], train(rest, 20).members[0])
@@ -199,13 +201,13 @@ def forced_failure(device: torch.device) -> tuple:
 
     The next group records.
     """
-    step, stream, said = common.Group.step, torch.cuda.current_stream(), io.StringIO()
+    step, stream, said = training.Group.step, torch.cuda.current_stream(), io.StringIO()
 
-    def asking(group: common.Group, k: int) -> None:
+    def asking(group: training.Group, k: int) -> None:
         step(group, k)
         group.members[k].loss_sum.item()  # waits for the GPU, which a capture forbids
 
-    with contextlib.redirect_stderr(said), mock.patch.object(common.Group, "step", asking):
+    with contextlib.redirect_stderr(said), mock.patch.object(training.Group, "step", asking):
         failed = train(pruned_group(device), 5)
     clean = torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
@@ -255,9 +257,9 @@ def seconds(loop: Iterator, steps: int, device: torch.device) -> float:
 def speed(device: torch.device, networks: int, goal: float, compiled: bool = False) -> tuple:
     """Milliseconds of a step of ResNet-20 at batch 128, for each of so many networks."""
     if compiled:
-        common.loss_of = torch.compile(common.loss_of, fullgraph=True, dynamic=False)
-    group = make_group(device, networks, precision=common.resolve_precision("auto", device, {}))
-    loop = common.train(group, 10**9, peak=0.1)
+        training.loss_of = torch.compile(training.loss_of, fullgraph=True, dynamic=False)
+    group = make_group(device, networks, precision=training.resolve_precision("auto", device, {}))
+    loop = training.train(group, 10**9, peak=0.1)
     found = statistics.median([1e3 * seconds(loop, 200, device) / networks for _ in range(5)][1:])
     return f"{found:.3f} ms", f"goal {goal:g}", found <= goal
 
@@ -270,7 +272,7 @@ def level_change(device: torch.device) -> tuple:
         for _ in range(2):  # the first one warms up
             began = clock(device)
             for m in group.members:
-                common.evaluate(m.net, group.data)
+                training.evaluate(m.net, group.data)
                 masks = imp.prune(imp.importance(m.net, group.data, None), m.masks, 0.2)
                 tensors = common.prefixed(weight=m.net.state_dict(), mask=m.masks, next=masks)
                 common.save_tensors(Path(folder) / "level00.safetensors", tensors, {})
@@ -344,7 +346,7 @@ def accept() -> int:
     return min(failed, 1)
 
 
-def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterator[None]:
+def plain_loop(data: training.Data, recipe: dict, device: torch.device) -> Iterator[None]:
     """Yields after every step."""
     from PIL import Image
     from torchvision import transforms as T
@@ -374,8 +376,8 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
-    with mock.patch.object(common, "BatchNorm", torch.nn.BatchNorm2d):
-        net = common.ResNet(recipe["depth"], recipe["width"], 3, 10).to(device)
+    with mock.patch.object(training, "BatchNorm", torch.nn.BatchNorm2d):
+        net = training.ResNet(recipe["depth"], recipe["width"], 3, 10).to(device)
     masks = {p: torch.ones_like(p) for p in net.parameters() if p.dim() > 1}
     optimizer = torch.optim.SGD(
         net.parameters(), recipe["lr"], recipe["momentum"], weight_decay=recipe["weight_decay"]
@@ -398,7 +400,7 @@ def plain_loop(data: common.Data, recipe: dict, device: torch.device) -> Iterato
 
 def table(device: torch.device, quick: bool, rounds: int, precision: str) -> None:
     """Both loops in turns: the median of each, and of their ratio in a turn with its extremes."""
-    precision = common.resolve_precision(precision, device, {})
+    precision = training.resolve_precision(precision, device, {})
     print(versions(device)[0], f"ours in {precision}", sep=", ")
     print("network    batch  at once  plain s   ours s  images/s  times faster        IMP run h")
     sizes = [(20, 128)] if quick else itertools.product((20, 32, 56), (128, 256))
@@ -407,7 +409,7 @@ def table(device: torch.device, quick: bool, rounds: int, precision: str) -> Non
         group = make_group(
             device, networks, 10_000, depth=depth, batch_size=batch, precision=precision
         )
-        loops = plain_loop(group.data, group.recipe, device), common.train(group, 10**9, peak=0.1)
+        loops = plain_loop(group.data, group.recipe, device), training.train(group, 10**9, peak=0.1)
         times = [], []
         for turn in range(rounds + 1):
             for loop, found in zip(loops, times):
@@ -442,7 +444,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.accept:
         return accept()
-    device = common.resolve_device(args.device)
+    device = training.resolve_device(args.device)
     if args.check:
         print(json.dumps((CHECKS | SPEEDS | {"fingerprint": fingerprint})[args.check](device)))
         return 0

@@ -23,6 +23,7 @@ import make_subset  # noqa: E402
 import plot  # noqa: E402
 import pretrain  # noqa: E402
 import score_el2n  # noqa: E402
+import training  # noqa: E402
 
 torch.set_num_threads(1)
 STAGES = {
@@ -54,7 +55,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def digits():
-    return common.load_data("digits", "digits", Path("data"), torch.device("cpu"))
+    return training.load_data("digits", "digits", Path("data"), torch.device("cpu"))
 
 
 def recipe(**changes):

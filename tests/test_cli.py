@@ -13,6 +13,7 @@ import torch
 from conftest import FRACTION, STAGES, TINY, equal, level, snapshot
 
 import common
+import training
 
 N = 1297
 EASY = ["subset", "--select", "easy", "--size", 5, "--scores"]
@@ -108,14 +109,14 @@ def test_what_imp_cannot_do_with_its_runs(ok, refused, folder, rewind):
 def test_what_the_hardware_cannot_do(refused, folder, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert common.resolve_precision("auto", torch.device("cpu"), {}) == "fp32"
+    assert training.resolve_precision("auto", torch.device("cpu"), {}) == "fp32"
     refused([*START, folder / "x.safetensors", "--precision", "bf16"], "bf16 needs")
     imp_run = ["imp", rewrite_recipe(folder, precision="bf16"), "--out", folder / "new"]
     refused(imp_run, "was begun in bf16", "--precision fp32 in another folder")
     error = RuntimeError(
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
     )
-    monkeypatch.setattr(common, "load_data", Mock(side_effect=error))
+    monkeypatch.setattr(training, "load_data", Mock(side_effect=error))
     refused([*START, folder / "x.safetensors"], "--at-once", status=1)
 
 
@@ -391,12 +392,12 @@ def test_auto_is_the_precision_of_what_is_there_and_done_needs_no_hardware(
         return {recipe["precision"] for recipe in recipes}
 
     for units, here, elsewhere in ((True, "bf16", "fp32"), (False, "fp32", "bf16")):
-        monkeypatch.setattr(common, "has_fast_bf16", lambda device, units=units: units)
+        monkeypatch.setattr(training, "has_fast_bf16", lambda device, units=units: units)
         for command in (score, start, prune):
             ok(*command, *(["--force"] if command is not prune or not units else []))
         assert precisions() == {here}
         before = snapshot(tmp_path)
-        monkeypatch.setattr(common, "has_fast_bf16", lambda device, units=units: not units)
+        monkeypatch.setattr(training, "has_fast_bf16", lambda device, units=units: not units)
         for command in (score, start, prune):
             assert "already done" in ok(*command)
         for command in (score, start):  # one that is asked for is compared
@@ -447,7 +448,7 @@ def test_what_another_version_made_is_refused_with_one_line(
 
 def test_stages_that_train_say_on_what(ok, tmp_path):
     out = ok("pretrain", *TINY, "--steps", 1, "--out", tmp_path / "rewind.safetensors")
-    line = f"training on: {common.processor()}, 1 thread, fp32"
+    line = f"training on: {training.processor()}, 1 thread, fp32"
     assert out.splitlines().count(line) == 1
     assert f"torch {torch.backends.cpu.get_cpu_capability()}" in line
     assert ok("imp", tmp_path / "rewind.safetensors", "--levels", 1).splitlines().count(line) == 1

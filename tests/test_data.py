@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import common
+import dataset
+import training
 
 NOWHERE, CINIC = "http://127.0.0.1:9/", ("cinic10", "cinic10")
 
@@ -31,7 +33,7 @@ def pixels(seed, mode="RGB"):
 
 
 def load(root, dataset="folder", preset="cifar10"):
-    return common.load_data(dataset, preset, root, torch.device("cpu"))
+    return training.load_data(dataset, preset, root, torch.device("cpu"))
 
 
 def plant(root, counts, classes):
@@ -52,10 +54,10 @@ def tree(tmp_path):
 
 def test_batches_equal_torchvision_on_the_same_crops(tree):
     data = load(tree)
-    table = common.epoch_table(3, 1, 4, len(data.labels), 12, data.pad, data.flip)[:, 0]
+    table = training.epoch_table(3, 1, 4, len(data.labels), 12, data.pad, data.flip)[:, 0]
     assert len(np.unique(table[1])) > 3  # crops differ,
     assert set(table[3]) == {0, 1}  # and some are flipped
-    ours = common.take_batch(data, torch.from_numpy(table))
+    ours = training.take_batch(data, torch.from_numpy(table))
     raw = data.train_images().numpy()
     mean, std = raw.reshape(-1, 3).mean(0) / 255, raw.reshape(-1, 3).std(0) / 255
     for k, (example, top, left, flip) in enumerate(table.T):
@@ -67,25 +69,25 @@ def test_batches_equal_torchvision_on_the_same_crops(tree):
 
 
 def test_an_epoch_is_a_pure_function_of_seed_level_and_epoch():
-    one = common.epoch_table(5, 2, 7, 1000, 64, 4, True)
-    assert np.array_equal(one, common.epoch_table(5, 2, 7, 1000, 64, 4, True))
+    one = training.epoch_table(5, 2, 7, 1000, 64, 4, True)
+    assert np.array_equal(one, training.epoch_table(5, 2, 7, 1000, 64, 4, True))
     assert one.shape == (4, 15, 64)
     assert len(np.unique(one[0])) == 960  # without repetition, the rest left out
     assert (one[1:3].min(), one[1:3].max()) == (0, 8)
     for other in ((6, 2, 7), (5, 3, 7), (5, 2, 8)):
-        assert not np.array_equal(one, common.epoch_table(*other, 1000, 64, 4, True))
-    assert not common.epoch_table(5, 2, 7, 1000, 64, 4, False)[3].any()
+        assert not np.array_equal(one, training.epoch_table(*other, 1000, 64, 4, True))
+    assert not training.epoch_table(5, 2, 7, 1000, 64, 4, False)[3].any()
     # trailing zeros make no other key the same
-    short = common.epoch_table(5, 2, 0, 1000, 64, 4, True)
-    assert not np.array_equal(short[0], common.epoch_table(5, 0, 2, 1000, 64, 4, True)[0])
+    short = training.epoch_table(5, 2, 0, 1000, 64, 4, True)
+    assert not np.array_equal(short[0], training.epoch_table(5, 0, 2, 1000, 64, 4, True)[0])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_label_noise_redraws_that_share_uniformly(share):
     labels = np.repeat(np.arange(10), 2000)
-    noisy = common.noisy_labels(labels, 10, share, 0)
-    assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 0))
-    assert np.array_equal(noisy, common.noisy_labels(labels, 10, share, 1)) == (share == 0)
+    noisy = dataset.noisy_labels(labels, 10, share, 0)
+    assert np.array_equal(noisy, dataset.noisy_labels(labels, 10, share, 0))
+    assert np.array_equal(noisy, dataset.noisy_labels(labels, 10, share, 1)) == (share == 0)
     # some draw their own again
     assert (noisy != labels).mean() == pytest.approx(0.9 * share, abs=0.01)
     assert share < 1 or np.bincount(noisy).min() > 1800
@@ -134,7 +136,7 @@ def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(
     before = load(tree)
     with monkeypatch.context() as patch:
         patch.chdir(tree.parent)
-        patch.setattr(common, "read_image", None)  # the cache must do
+        patch.setattr(dataset, "read_image", None)  # the cache must do
         assert load(Path(tree.name)).fingerprint == before.fingerprint
     picture(999).save(target)
     after = load(tree)
@@ -248,7 +250,7 @@ def test_cifar_is_read_in_torchvisions_order_and_fetched_if_damaged(refused, tmp
 
 def test_cinic_from_a_folder_from_its_archive_and_from_the_cache_alone(tmp_path, monkeypatch):
     """One image of each class in train, valid and test, one of them grey."""
-    monkeypatch.setattr(common, "CINIC10_IMAGES", [20, 10])
+    monkeypatch.setattr(dataset, "CINIC10_IMAGES", [20, 10])
     monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda *a, **k: NOWHERE)
     splits, root = ("train", "valid", "test"), tmp_path / "data"
     source = plant(tmp_path / "source", dict.fromkeys(splits, 1), [f"class{c}" for c in range(10)])
@@ -279,7 +281,7 @@ def test_cinic_from_a_folder_from_its_archive_and_from_the_cache_alone(tmp_path,
     ):
         load(root, *CINIC)  # its checksum is wrong
     assert not (root / "CINIC-10").exists()
-    monkeypatch.setattr(common, "CINIC10_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(dataset, "CINIC10_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     assert load(root, *CINIC).fingerprint == data.fingerprint
     shutil.rmtree(root / "CINIC-10")
     archive.unlink()

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
 import common
+import training
 
 
 def test_sixteen_levels_of_resnet20_equal_torchs_global_magnitude_pruning():
-    net = common.ResNet(20, 16, 3, 10)
-    common.initialise(net, 0)
+    net = training.ResNet(20, 16, 3, 10)
+    training.initialise(net, 0)
     worth = {name: t.clone() for name, t in imp.importance(net, None, None).items()}
     masks = {
         n: torch.ones(p.shape, dtype=torch.uint8) for n, p in net.named_parameters() if p.dim() > 1
@@ -75,7 +76,7 @@ def plain_imp(rewind, levels, digits, seed):
         return torch.from_numpy((x.astype(np.float32) - mean) / std).permute(0, 3, 1, 2)
 
     for n in range(levels + 1):
-        net = common.ResNet(8, 2, 1, 10).to(memory_format=torch.channels_last)
+        net = training.ResNet(8, 2, 1, 10).to(memory_format=torch.channels_last)
         net.load_state_dict(tensors)
         prunable = {k: p for k, p in net.named_parameters() if p.dim() > 1}
         masks = masks or {k: torch.ones_like(p) for k, p in prunable.items()}
@@ -188,7 +189,7 @@ def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(
         raise common.Stopped(15)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "train", stop)
+        patch.setattr(training, "train", stop)
         assert call(*other, "--force")[0] == 143  # and no results of the old levels are left
     assert {path.name for path in parts.iterdir()} == {".lock", kept.name}
     ok(*other)
@@ -227,7 +228,7 @@ def test_a_signal_saves_whose_turn_has_come(
     for path, out in zip(starts, whole):
         ok("imp", path, "--levels", 1, "--out", out)
     command = ["imp", *starts, "--levels", 1, "--out", *stopped]
-    calls, steps_of_all = count(1), common.Group.steps
+    calls, steps_of_all = count(1), training.Group.steps
 
     def step(group, active):
         steps_of_all(group, active)
@@ -235,7 +236,7 @@ def test_a_signal_saves_whose_turn_has_come(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.Group, "steps", step)
+        patch.setattr(training.Group, "steps", step)
         assert call(*command, "--at-once", 3, "--save-every", every)[0] == 128 + signal.SIGTERM
     assert "".join(out.name for out in stopped if (out / "state.safetensors").exists()) == expected
     ok(*command)

@@ -10,6 +10,7 @@ from conftest import FRACTION, TINY_RUNS, equal, level, made, read_csv, run_all,
 
 import common
 import plot
+import training
 
 
 def part(folder, n, which):
@@ -216,7 +217,7 @@ def test_figure_barrier_and_its_scores_against_plain_pytorch(ok, controls, digit
     ]
     assert [row["level"] for row in read_csv(tmp_path / "alone/digits-barrier.csv")] == ["0", "0"]
 
-    net, every = common.ResNet(8, 2, 1, 10).eval(), range(len(digits.labels))
+    net, every = training.ResNet(8, 2, 1, 10).eval(), range(len(digits.labels))
     ends = [[part(folder, 0, "weight") for folder in (own[k], root / f"alone/{k}")] for k in (0, 1)]
 
     def at(k, t, images):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from conftest import ROOT, STAGES
 
 import common
+import training
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 NATIVE = {}
@@ -31,9 +32,9 @@ SMALL = [
 
 def layers(width, batch, size):
     """(layer, input) of every different convolution, linear layer and batch norm of a network."""
-    net = common.ResNet(8, width, 1 if size == 8 else 3, 10).to(memory_format=torch.channels_last)
-    common.initialise(net, 0)
-    found, kinds = {}, (torch.nn.Conv2d, torch.nn.Linear, common.BatchNorm)
+    net = training.ResNet(8, width, 1 if size == 8 else 3, 10).to(memory_format=torch.channels_last)
+    training.initialise(net, 0)
+    found, kinds = {}, (torch.nn.Conv2d, torch.nn.Linear, training.BatchNorm)
 
     def keep(layer, inputs):
         found[str(layer), inputs[0].shape, inputs[0].stride()] = layer, inputs[0].detach().clone()
@@ -50,7 +51,7 @@ def in_float64(layer, x, weight):
     """The layer's output, written anew for float64 and contiguous memory."""
     if isinstance(layer, torch.nn.Linear):
         return F.linear(x, weight, layer.bias.double())
-    if isinstance(layer, common.BatchNorm):
+    if isinstance(layer, training.BatchNorm):
         return F.batch_norm(x, None, None, weight, layer.bias.double(), True)
     return F.conv2d(x, weight, None, layer.stride, layer.padding)
 
@@ -92,7 +93,7 @@ def check_chain(folder):
 def capability(environment):
     """What the stages say of the processor under these limits."""
     command = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common; print(common.processor())"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common; print(training.processor())"
     )
     done = subprocess.run(
         [sys.executable, "-c", command],

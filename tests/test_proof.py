@@ -8,6 +8,7 @@ from conftest import TINY, equal, recipe
 from torch import nn
 
 import common
+import training
 
 CPU = torch.device("cpu")
 
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def unproved(monkeypatch):
     """Nothing is proved when a test begins."""
-    monkeypatch.setattr(common, "PROVED", set())
+    monkeypatch.setattr(training, "PROVED", set())
 
 
 class Scaled(torch.autograd.Function):
@@ -47,7 +48,7 @@ def break_kernels(monkeypatch, operand, at=lambda weight: weight.shape[2:] == (1
 def prove(group):
     group.load_epoch(0, 0)
     group.examples.copy_(group.tables[:, :, 0])
-    common.prove_first_step(group, 0)
+    training.prove_first_step(group, 0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -56,8 +57,8 @@ def test_networks_of_every_preset_pass(preset, precision, digits):
     p = common.PRESETS[preset] | {"precision": precision, "classes": 10}
     if preset == "digits":
         for more in ({}, p["scoring"]):
-            members = [common.Member("m", p | more, digits, 4)]
-            prove(common.Group(members, digits, p | more))
+            members = [training.Member("m", p | more, digits, 4)]
+            prove(training.Group(members, digits, p | more))
     else:
         prove(benchmark.make_group(CPU, **p | {"batch_size": 16, "examples": 40}))
 
@@ -67,7 +68,7 @@ def test_networks_of_every_preset_pass(preset, precision, digits):
 def test_a_wrong_gradient_ends_every_stage_that_trains(
     refused, tmp_path, monkeypatch, operand, precision
 ):
-    monkeypatch.setattr(common, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(training, "has_fast_bf16", lambda device: True)
     break_kernels(monkeypatch, operand)
     flags = [*TINY, "--precision", precision, "--steps", 2, "--out"]
     words = [
@@ -105,17 +106,17 @@ def test_imp_refuses_too_and_what_went_without_a_proof_says_so(
 
 def test_the_proof_leaves_no_trace_and_comes_once(digits, monkeypatch):
     def trained(start=None):
-        m = common.Member("m", recipe(), digits, 0)
+        m = training.Member("m", recipe(), digits, 0)
         for mask in m.masks.values():
             mask[::2] = 0
         m.apply_masks()
-        group = common.Group([m], digits, recipe())
+        group = training.Group([m], digits, recipe())
         torch.manual_seed(3)
         random = torch.get_rng_state()
         if start:
             m.restore(start)
             m.step = 3
-        steps = common.train(group, 9, peak=0.1)
+        steps = training.train(group, 9, peak=0.1)
         next(step for step in steps if step == 5)
         middle = m.copy()
         assert all(p.grad is None for p in m.net.parameters())
@@ -124,15 +125,15 @@ def test_the_proof_leaves_no_trace_and_comes_once(digits, monkeypatch):
         assert torch.equal(torch.get_rng_state(), random)
         return m, middle
 
-    proofs, prove = [], common.prove_first_step
-    monkeypatch.setattr(common, "prove_first_step", lambda *a: proofs.append(a) or prove(*a))
+    proofs, prove = [], training.prove_first_step
+    monkeypatch.setattr(training, "prove_first_step", lambda *a: proofs.append(a) or prove(*a))
     proved, _ = trained()
     again, middle = trained()
     assert len(proofs) == 1
-    common.PROVED.clear()
+    training.PROVED.clear()
     resumed, _ = trained(middle)  # from the middle of an epoch
     monkeypatch.setenv("NO_PROOF", "1")
-    common.PROVED.clear()
+    training.PROVED.clear()
     unproved, _ = trained()
     same, _ = trained(middle)
     assert len(proofs) == 2
@@ -141,14 +142,14 @@ def test_the_proof_leaves_no_trace_and_comes_once(digits, monkeypatch):
     assert equal(resumed.state(), same.state())
     assert equal(proved.masks, unproved.masks)
     monkeypatch.delenv("NO_PROOF")
-    small = common.Group(
-        [common.Member("m", recipe(), digits, 0)], digits, recipe(), subset=np.arange(9)
+    small = training.Group(
+        [training.Member("m", recipe(), digits, 0)], digits, recipe(), subset=np.arange(9)
     )
-    list(common.train(small, 1, peak=0.1))
+    list(training.train(small, 1, peak=0.1))
     assert len(proofs) == 3  # another batch may take other kernels
 
 
-class Net(common.ResNet):
+class Net(training.ResNet):
     """A network of somebody's own."""
 
     def __init__(self, *shape):
@@ -163,25 +164,25 @@ class Net(common.ResNet):
 
 
 def test_a_frozen_layer_an_unused_head_and_a_layer_used_twice_pass_and_train(digits, monkeypatch):
-    monkeypatch.setattr(common, "ResNet", Net)
-    m = common.Member("m", recipe(), digits, 0)
+    monkeypatch.setattr(training, "ResNet", Net)
+    m = training.Member("m", recipe(), digits, 0)
     before = {name: t.clone() for name, t in m.net.state_dict().items()}
-    list(common.train(common.Group([m], digits, recipe()), 3, peak=0.1))
+    list(training.train(training.Group([m], digits, recipe()), 3, peak=0.1))
     changed = {name for name, t in m.net.state_dict().items() if not torch.equal(t, before[name])}
     assert before.keys() - changed == {"conv.weight", "head.weight", "head.bias"}
     assert not any(m.momentum[name].any() for name in ("conv.weight", "head.weight"))
-    common.PROVED.clear()
+    training.PROVED.clear()
     break_kernels(monkeypatch, "weight", at=lambda weight: weight.shape == m.net.twice.weight.shape)
     with pytest.raises(common.Failure, match="twice, that of its weight"):
-        list(common.train(common.Group([m], digits, recipe()), 4, peak=0.1))
+        list(training.train(training.Group([m], digits, recipe()), 4, peak=0.1))
 
 
 def test_a_network_that_draws_is_refused(refused, tmp_path, monkeypatch):
-    class Dropping(common.ResNet):
+    class Dropping(training.ResNet):
         def forward(self, x):
             return nn.functional.dropout(super().forward(x), 0.1, self.training)
 
-    monkeypatch.setattr(common, "ResNet", Dropping)
+    monkeypatch.setattr(training, "ResNet", Dropping)
     command = ["pretrain", *TINY, "--steps", 1, "--out", tmp_path / "r.safetensors"]
     refused(command, "draws random numbers", "dropout", status=1)
 

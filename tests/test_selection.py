@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import common
+import dataset
 import make_subset
 import score_el2n
+import training
 
 SHORT = ["score", *TINY, "--networks", 3, "--steps", 4, "--out"]
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), 40))
@@ -68,9 +70,9 @@ def test_scores_are_the_mean_of_the_networks_in_eval_mode_without_augmentation(
 
     # the second network, by hand; a replicate's seed is below 2**32, so none shares a start with it
     seed = int(common.rng(common.SCORING, 0, 1).integers(2**32, 2**63))
-    member, labels = common.Member("by hand", info, digits, seed), digits.labels.numpy()
-    labels = torch.from_numpy(common.noisy_labels(labels, 10, 0.5, 3))
-    list(common.train(common.Group([member], digits, info, labels=labels), 4, peak=info["lr"]))
+    member, labels = training.Member("by hand", info, digits, seed), digits.labels.numpy()
+    labels = torch.from_numpy(dataset.noisy_labels(labels, 10, 0.5, 3))
+    list(training.train(training.Group([member], digits, info, labels=labels), 4, peak=info["lr"]))
     x = digits.normalise(digits.train_images()[:64])
     p = member.net.eval()(x).softmax(1).detach().numpy()
     error = np.linalg.norm(p - np.eye(10)[labels[:64]], axis=1)
@@ -82,7 +84,7 @@ def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(
 ):
     whole, parts = tmp_path / "whole" / "s.npy", tmp_path / "parts" / "s.npy"
     ok(*SHORT, whole, "--at-once", 3)
-    predict, calls = common.predict, iter(range(99))
+    predict, calls = training.predict, iter(range(99))
 
     def stop_after_two(*args):
         if next(calls) == 3:  # each network is scored and evaluated
@@ -90,7 +92,7 @@ def test_scoring_goes_on_with_the_networks_missing_however_many_at_once(
         return predict(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common, "predict", stop_after_two)
+        patch.setattr(training, "predict", stop_after_two)
         assert call(*SHORT, parts)[0] == 143
     assert load_file(parts.with_suffix(".networks.safetensors")).keys() == {"1", "2"}
     out = ok(*SHORT, parts, "--at-once", 2)
@@ -168,7 +170,7 @@ def test_command_prints_counts_and_noise_and_passes_the_noise_on(ok, refused, tm
     command = ["subset", "--select", "easy", "--size", 50, "--scores", scores, "--out"]
     out = ok(*command, easy)
     subset, clean = np.load(easy), digits.labels.numpy()
-    noisy = common.noisy_labels(clean, 10, 0.4, 5)
+    noisy = dataset.noisy_labels(clean, 10, 0.4, 5)
     wrong = noisy != clean
     assert (
         f"wrong labels: {wrong[subset].mean():.2%} of the subset, {wrong.mean():.2%} of all" in out

@@ -13,6 +13,8 @@ import torch
 from conftest import ROOT, equal, recipe
 
 import common
+import cudagraph
+import training
 
 # He et al.'s ResNets with option-A shortcuts have these many parameters for 10 classes; the two
 # projections with their batch norms add 16*32 + 2*32 + 32*64 + 2*64, and 90 more classes add
@@ -23,7 +25,7 @@ OPTION_A, PROJECTIONS = {20: 269722, 32: 464154, 56: 853018}, 2752
 @pytest.mark.parametrize("depth", OPTION_A)
 def test_parameter_and_layer_counts(depth):
     for classes in (10, 100):
-        net = common.ResNet(depth, 16, 3, classes)
+        net = training.ResNet(depth, 16, 3, classes)
         count = sum(p.numel() for p in net.parameters())
         assert count == OPTION_A[depth] + PROJECTIONS + (classes - 10) * 65
         assert depth + classes != 30 or sum(p.numel() for p in net.prunable().values()) == 270896
@@ -36,9 +38,9 @@ def test_parameter_and_layer_counts(depth):
 
 
 def test_initial_weights_have_their_distribution_and_depend_on_the_seed_alone():
-    nets = [common.ResNet(20, 16, 3, 10) for _ in range(3)]
+    nets = [training.ResNet(20, 16, 3, 10) for _ in range(3)]
     for net, seed in zip(nets, (0, 0, 1)):
-        common.initialise(net, seed)
+        training.initialise(net, seed)
     a, b, c = (net.state_dict() for net in nets)
     assert equal(a, b)
     assert not torch.equal(a["conv.weight"], c["conv.weight"])
@@ -50,19 +52,21 @@ def test_initial_weights_have_their_distribution_and_depend_on_the_seed_alone():
     assert not a["blocks.0.bn1.bias"].any()
     nets[0].scale = torch.nn.Parameter(torch.ones(4))
     with pytest.raises(ValueError, match="scale"):  # a parameter without a rule
-        common.initialise(nets[0], 0)
+        training.initialise(nets[0], 0)
 
 
 def test_bf16_autocast_keeps_weights_momentum_statistics_and_loss_in_fp32(digits):
-    member, exact = (common.Member("m", recipe(), digits, 0) for _ in range(2))
+    member, exact = (training.Member("m", recipe(), digits, 0) for _ in range(2))
     for m, precision in ((member, "bf16"), (exact, "fp32")):
-        list(common.train(common.Group([m], digits, recipe(precision=precision)), 2, peak=0.1))
+        list(training.train(training.Group([m], digits, recipe(precision=precision)), 2, peak=0.1))
     kept = *member.net.state_dict().values(), *member.momentum.values()
     assert {t.dtype for t in kept} == {torch.float32}
     images = digits.normalise(digits.test[:5])
-    assert common.loss_of(member.net, images, digits.test_labels[:5], "bf16").dtype == torch.float32
+    assert (
+        training.loss_of(member.net, images, digits.test_labels[:5], "bf16").dtype == torch.float32
+    )
     assert not torch.equal(exact.net.conv.weight, member.net.conv.weight)  # bf16 did something
-    a, b = (common.evaluate(m.net, digits)[1] for m in (exact, member))
+    a, b = (training.evaluate(m.net, digits)[1] for m in (exact, member))
     assert a == pytest.approx(b, rel=0.05)
 
 
@@ -71,7 +75,7 @@ def test_batch_norm_has_the_bits_of_torchs():
     x = torch.randn(32, 16, 8, 8).to(memory_format=torch.channels_last)
     for dtype in (torch.float32, torch.bfloat16):
         found = []
-        for norm in (common.BatchNorm(16), torch.nn.BatchNorm2d(16)):
+        for norm in (training.BatchNorm(16), torch.nn.BatchNorm2d(16)):
             images = x.to(dtype, copy=True).requires_grad_()
             y = norm(images)
             y.float().pow(2).sum().backward()
@@ -87,7 +91,7 @@ def test_batch_norm_is_precise_in_channels_last(shape):
     g = torch.randn(shape).to(memory_format=torch.channels_last)
     found = []
     for norm, dtype in (
-        (common.BatchNorm(shape[1]), torch.float32),
+        (training.BatchNorm(shape[1]), torch.float32),
         (torch.nn.BatchNorm2d(shape[1]).double(), torch.float64),
     ):
         images = x.to(dtype, copy=True).requires_grad_()
@@ -98,29 +102,29 @@ def test_batch_norm_is_precise_in_channels_last(shape):
         gradients = images.grad, norm.weight.grad, norm.bias.grad
         found.append((y, *gradients, norm.running_mean, norm.running_var))
     assert found[0][0].is_contiguous(memory_format=torch.channels_last)
-    assert common.sums_naively(x)
+    assert training.sums_naively(x)
     for ours, exact, most in zip(*found, (2e-6, 2e-6, 3e-5, 3e-5, 2e-6, 2e-6)):
         assert (ours - exact).norm() < most * exact.norm()
 
 
 def test_a_second_derivative_through_the_precise_batch_norm_is_refused_and_not_wrong():
     x = torch.randn(8, 4, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
-    (gradient,) = torch.autograd.grad(common.BatchNorm(4)(x).pow(3).sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(training.BatchNorm(4)(x).pow(3).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
 def member(data, seed=0):
-    return common.Member(f"m{seed}", recipe(), data, seed)
+    return training.Member(f"m{seed}", recipe(), data, seed)
 
 
 def group_of(data, seeds, **more):
-    return common.Group([member(data, seed) for seed in seeds], data, recipe(), **more)
+    return training.Group([member(data, seed) for seed in seeds], data, recipe(), **more)
 
 
 def run(members, data, stop, level=0, **more):
     return list(
-        common.train(common.Group(members, data, recipe(), **more), stop, peak=0.1, level=level)
+        training.train(training.Group(members, data, recipe(), **more), stop, peak=0.1, level=level)
     )
 
 
@@ -129,7 +133,7 @@ def test_members_side_by_side_equal_members_alone(digits):
     starts = [0, 7, 3, 25]
     alone, together = ([member(digits, seed) for seed in range(4)] for _ in range(2))
     group, storage = (
-        common.Group(together[::-1], digits, recipe()),
+        training.Group(together[::-1], digits, recipe()),
         together[0].net.conv.weight.data_ptr(),
     )
     for level in (1, 2):
@@ -137,7 +141,7 @@ def test_members_side_by_side_equal_members_alone(digits):
             m.rewind({name: t.clone() for name, t in m.net.state_dict().items()}, m.masks, start)
         for m in alone:
             run([m], digits, 25, level=level)
-        for done in common.train(group, 25, peak=0.1, level=level):
+        for done in training.train(group, 25, peak=0.1, level=level):
             assert [m.step for m in together] == [max(done, start) for start in starts]
         assert all(equal(a.state(), b.state()) for a, b in zip(alone, together))
         assert [m.loss_steps for m in together] == [20, 18, 20, 0]
@@ -149,8 +153,8 @@ def test_stopping_and_looking_change_nothing(digits):
     whole, parts = member(digits), member(digits)
     run([whole], digits, 30)
     run([parts], digits, 11)
-    for _ in common.train(common.Group([parts], digits, recipe()), 30, peak=0.1):
-        common.evaluate(parts.net, digits)
+    for _ in training.train(training.Group([parts], digits, recipe()), 30, peak=0.1):
+        training.evaluate(parts.net, digits)
     assert equal(whole.net.state_dict(), parts.net.state_dict())
 
 
@@ -159,9 +163,9 @@ def test_training_uses_the_subset(digits):
     m, seen = member(digits), []
     m.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     run([m], digits, 2, subset=np.array([3, 700, 41]))
-    table = common.epoch_table(0, 0, 1, 3, 3, 1, False)[:, 0]
+    table = training.epoch_table(0, 0, 1, 3, 3, 1, False)[:, 0]
     table[0] = np.array([3, 700, 41])[table[0]]
-    assert torch.equal(seen[-1], common.take_batch(digits, torch.from_numpy(table)))
+    assert torch.equal(seen[-1], training.take_batch(digits, torch.from_numpy(table)))
 
 
 def everything(group):
@@ -174,7 +178,7 @@ def everything(group):
 
 
 def trained(group, stop):
-    list(common.train(group, stop, peak=0.1))
+    list(training.train(group, stop, peak=0.1))
     return everything(group)
 
 
@@ -232,7 +236,7 @@ def test_a_recording_that_is_not_the_step_is_refused_and_leaves_no_trace(digits,
         for mask in m.masks.values():
             mask[::3] = 0
     before, _ = trained(group, 3), trained(plain, 3)
-    common.use_recording(group, 1, STAND_INS[what])
+    cudagraph.use_recording(group, 1, STAND_INS[what])
     err = capfd.readouterr().err
     assert (err[:10], err.count("\n"), group.replays) == ("note: m1: ", 1, [None, None])
     assert (" is off by " in err) == (what != "raising")
@@ -244,14 +248,14 @@ def test_an_honest_recording_is_used_without_a_word_and_changes_no_bit(digits, c
     group, plain = group_of(digits, (0, 1)), group_of(digits, (0, 1))
     before, _ = trained(group, 3), trained(plain, 3)
     with pytest.raises(torch.OutOfMemoryError):  # which stays an error
-        common.use_recording(
+        cudagraph.use_recording(
             group, 0, failing(torch.OutOfMemoryError("CUDA out of memory. Tried to ..."))
         )
     assert equal(before, everything(group))
     for k in (0, 1):
-        common.use_recording(group, k, honest)
+        cudagraph.use_recording(group, k, honest)
     one_batch = group_of(digits, (0,), subset=np.array([5, 9, 1296]))
-    common.use_recording(one_batch, 0, honest)
+    cudagraph.use_recording(one_batch, 0, honest)
     assert capfd.readouterr().err == ""
     assert None not in group.replays + one_batch.replays
     assert equal(before, everything(group))
@@ -293,13 +297,13 @@ def test_checks_hold_on_a_cpu(name):
 
 @pytest.mark.parametrize("name", BITS)
 def test_a_step_that_depends_on_more_than_its_member_fails_them(name, monkeypatch):
-    step, steps = common.Group.step, iter(range(10**6))
+    step, steps = training.Group.step, iter(range(10**6))
 
     def other(group, k):
         step(group, k)
         group.members[k].net.linear.bias.data.add_(1e-3 * next(steps))
 
-    monkeypatch.setattr(common.Group, "step", other)
+    monkeypatch.setattr(training.Group, "step", other)
     assert not benchmark.CHECKS[name](CPU)[2]
 
 

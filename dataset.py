@@ -1,0 +1,203 @@
+"""Images and labels of every data set, as NumPy arrays in data-set order.
+
+Each reader returns (class names, training images [N, H, W, C] uint8, labels, test images, labels).
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import (
+    NOISE,
+    Failure,
+    InputError,
+    load_tensors,
+    lock,
+    reading,
+    rng,
+    save_tensors,
+    sha256,
+)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation by channel, [C] float32 each, exact up to the last rounding."""
+    values = np.arange(256)
+    counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
+    mean = np.array([count @ values / count.sum() for count in counts])
+    variance = [count @ (values - m) ** 2 / count.sum() for count, m in zip(counts, mean)]
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def noisy_labels(
+    labels: np.ndarray, classes: int, label_noise: float, noise_seed: int
+) -> np.ndarray:
+    """Labels [N] int64, of which round(label_noise N) are drawn anew (paper, Appendix A).
+
+    They are drawn uniformly over all classes.
+    """
+    draw = rng(NOISE, noise_seed)
+    chosen = draw.choice(len(labels), round(label_noise * len(labels)), replace=False)
+    labels = labels.copy()
+    labels[chosen] = draw.integers(0, classes, len(chosen))
+    return labels
+
+
+# Each reader returns class names, training images [N, H, W, C] uint8, their labels, test images,
+# and the labels of these.
+
+
+def read_digits(root: Path) -> tuple:
+    """UCI digits as scikit-learn ships them: 8x8, grey levels 0 to 16.
+
+    50 fixed images of each class are for the test.
+    """
+    # Its file alone is read: importing scikit-learn takes a second, and the demonstration starts
+    # dozens of processes.
+    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    images, labels = rows[:, :-1].reshape(-1, 8, 8, 1), rows[:, -1]
+    draw = np.random.default_rng(0)
+    test = np.sort(
+        np.concatenate([draw.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)])
+    )
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return [str(c) for c in range(10)], images[train], labels[train], images[test], labels[test]
+
+
+def read_cifar(name: str, root: Path) -> tuple:
+    """CIFAR10 or CIFAR100 in torchvision's files and order, downloaded when missing."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    try:
+        train, test = (kind(root, train=part) for part in (True, False))
+    except RuntimeError:  # missing, or a checksum differs
+        with fetching(root / kind.filename, kind.url, kind.tgz_md5):
+            train, test = (kind(root, train=part, download=True) for part in (True, False))
+    return train.classes, train.data, train.targets, test.data, test.targets
+
+
+CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
+
+# images for training, for the test
+CINIC10_MD5, CINIC10_IMAGES = "6ee4d0c996905fe93221de577967a372", [180_000, 90_000]
+
+
+def read_cinic10(root: Path) -> tuple:
+    """CINIC-10, train and valid joined; after the first time, from cinic10.safetensors alone."""
+    cache = root / "cinic10.safetensors"
+    tree = root if (root / "train").is_dir() else root / "CINIC-10"
+    if not cache.exists() and not tree.is_dir():
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        with fetching(root / "CINIC-10.tar.gz", CINIC10_URL, CINIC10_MD5):
+            if not tree.is_dir():  # while this one waited, another process may have made it
+                unpacked = root / ".CINIC-10.partial"
+                download_and_extract_archive(CINIC10_URL, root, unpacked, md5=CINIC10_MD5)
+                os.replace(
+                    unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree
+                )
+    return read_trees(tree, ["train", "valid"], cache, CINIC10_IMAGES)
+
+
+def read_folder(root: Path) -> tuple:
+    """Any train/<class>/* and test/<class>/* tree of images."""
+    if (root / "valid").is_dir():
+        print(f"note: --dataset folder ignores {root / 'valid'}", file=sys.stderr)
+    return read_trees(root, ["train"], root / ".images.safetensors")
+
+
+READERS = {
+    "digits": read_digits,
+    "cifar10": partial(read_cifar, "CIFAR10"),
+    "folder": read_folder,
+    "cifar100": partial(read_cifar, "CIFAR100"),
+    "cinic10": read_cinic10,
+}
+
+
+@contextlib.contextmanager
+def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
+    """One process fetches, the others wait; without a network one line says what to put where."""
+    try:
+        with lock(archive.parent / ".fetch.lock", wait=True):
+            yield
+    except (InputError, OSError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"{archive} is missing and cannot be fetched ({why}): put {url} there (md5 {md5}), "
+            "or name the folder that has it with --data-dir"
+        ) from None
+
+
+def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
+    """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
+
+    Every stage would decode the small files anew, so the arrays are kept in `cache` until a file
+    changes.
+    sizes  how many images for training and for the test there must be; a cache of them stands for
+           the files
+    """
+    from torchvision.datasets import ImageFolder
+
+    stamp, folders, keys = None, [], ("train", "labels", "test", "test_labels")
+    if not (sizes and cache.exists()):
+        for split in (*train, "test"):
+            # the folder may be missing, or have an empty class folder or none
+            with reading(root / split):
+                folders.append(ImageFolder(root / split))
+            if folders[-1].classes != folders[0].classes:
+                raise InputError(
+                    f"{root / split}: its class folders are not those of {root / 'train'}"
+                )
+        files, labels = zip(*(sample for folder in folders for sample in folder.samples))
+        n = len(files) - len(folders[-1])  # for training
+        if sizes not in (None, [n, len(folders[-1])]):
+            raise InputError(
+                f"{root}: incomplete, {sizes} images are expected for training and test"
+            )
+        with reading(root):
+            stats = [(os.path.relpath(file, root), os.stat(file)) for file in files]
+        stamp = sha256(
+            *(b"%s %d %d\n" % (os.fsencode(f), s.st_size, s.st_mtime_ns) for f, s in stats)
+        )
+    if cache.exists():
+        try:
+            tensors, info = load_tensors(cache)
+            if stamp in (None, info["stamp"]):
+                return info["classes"], *(tensors[key].numpy() for key in keys)
+        except (InputError, KeyError) as error:
+            raise InputError(
+                f"{cache}: not a cache of decoded images; delete it ({error})"
+            ) from None
+    with ThreadPoolExecutor() as pool:
+        images = list(
+            tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False)
+        )
+    arrays = [np.array(each) for each in (images[:n], labels[:n], images[n:], labels[n:])]
+    tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
+    # two processes must not write one file at once; a read-only folder goes without
+    with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
+        save_tensors(cache, tensors, {"classes": folders[0].classes, "stamp": stamp})
+    return folders[0].classes, *arrays
+
+
+def read_image(file: str) -> np.ndarray:
+    """[32, 32, 3] uint8; grey images get three equal channels, other sizes are resized."""
+    from PIL import Image
+
+    with reading(file), Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
+        image = image.convert("RGB")  # resizing to the same size is a copy
+        return np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
