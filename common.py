@@ -1,8 +1,8 @@
 """What makes a script a stage: presets, settings, files, command line.
 
-A stage reads its arguments (Parser, add_..._flags), fills in its preset (resolve_...), opens its
-output (open_output refuses other settings), and writes files that the next stage reads (save_...,
-load_...). cli turns what it raises into one line and an exit status.
+It needs no torch. A stage reads its arguments (Parser, add_..._flags), fills in its preset
+(resolve_...), opens its output (open_output refuses other settings), and writes files that the next
+stage reads (save_..., load_...). cli turns what it raises into one line and an exit status.
 """
 
 import argparse
@@ -13,7 +13,9 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -22,8 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.torch
-from torch import Tensor
+import safetensors.numpy
 
 # ------------------------------------------------------------ presets (paper, Table 1 and App. A)
 
@@ -113,12 +114,12 @@ def seed_of_its_own(purpose: int, seed: int, k: int = 0) -> int:
     return int(rng(purpose, seed, k).integers(2**32, 2**63))
 
 
-def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(**parts: dict) -> dict:
     """Dictionaries as one: {"conv.weight": t} given as mask becomes {"mask.conv.weight": t}."""
     return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 
-def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def part(tensors: dict, name: str) -> dict:
     """One of those dictionaries again."""
     return {
         key.removeprefix(name + "."): t for key, t in tensors.items() if key.startswith(name + ".")
@@ -181,25 +182,26 @@ def write_csv(path: Path, rows: list) -> Path:
     return path
 
 
-def digest(tensors: dict[str, Tensor], info: dict) -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, and over info."""
+def digest(tensors: dict[str, np.ndarray], info: dict) -> str:
+    """sha256 over names, dtypes (torch's names), shapes and bytes of tensors, and over info."""
     parts = [to_json(info)]
     for name, t in sorted(tensors.items()):
-        parts += [f"{name} {t.dtype} {list(t.shape)}".encode(), t.numpy().tobytes()]
+        parts += [f"{name} torch.{t.dtype} {list(t.shape)}".encode(), t.tobytes()]
     return sha256(*parts)
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
+def save_tensors(path: Path, tensors: dict[str, np.ndarray], info: dict) -> None:
     """Write a safetensors file with one metadata key, `json`: info and a sha256 over everything."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # safetensors 0.8.0 stores an array that is not contiguous in another order, without a word
+    tensors = {name: np.asarray(t, order="C") for name, t in tensors.items()}
     metadata = {"json": to_json(info | {"sha256": digest(tensors, info)}).decode()}
-    atomic_write(path, safetensors.torch.save(tensors, metadata))
+    atomic_write(path, safetensors.numpy.save(tensors, metadata))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """Read (tensors, info). InputError: missing, not safetensors, wrong checksum."""
     with reading(path):
-        tensors = safetensors.torch.load(path.read_bytes())
+        tensors = safetensors.numpy.load(path.read_bytes())
         info = load_info(path)
         stored = info.pop("sha256", None)
         if stored is not None and stored != digest(tensors, info):
@@ -330,6 +332,16 @@ def open_output(
         print(f"already done: {args.out}")
         return None
     return lock(lock_at)
+
+
+def made_by() -> dict:
+    """What is recorded but never compared: versions, host, command."""
+    return {
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
 
 
 def save_divergence(folder: Path, **about: object) -> None:

@@ -1,4 +1,8 @@
-"""Images and labels of every data set, as NumPy arrays in data-set order.
+"""Images and labels of every data set, as NumPy arrays. Run alone, it fetches and checks one.
+
+reads   --data-dir, where a missing data set is downloaded if there is a network
+writes  what it had to download there, and decoded copies of image files
+python dataset.py cifar10 --data-dir data
 
 Each reader returns (class names, training images [N, H, W, C] uint8, labels, test images, labels).
 """
@@ -9,17 +13,20 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import (
+    DATASETS,
     NOISE,
     Failure,
     InputError,
+    Parser,
+    cli,
     load_tensors,
     lock,
     reading,
@@ -27,6 +34,35 @@ from common import (
     save_tensors,
     sha256,
 )
+
+
+@dataclass
+class Images:
+    """One data set as NumPy arrays; index i is example i in data-set order."""
+
+    classes: list[str]
+    train: np.ndarray  # [N, H, W, C] uint8
+    labels: np.ndarray  # [N] int64, clean
+    test: np.ndarray  # [n, H, W, C] uint8
+    test_labels: np.ndarray  # [n] int64
+    mean: np.ndarray  # [C] float32 of the training set, on the scale of the uint8 values
+    std: np.ndarray  # [C] float32, likewise
+    fingerprint: str  # sha256 of training images and clean labels
+
+
+def load_images(name: str, data_dir: Path) -> Images:
+    """A data set with the statistics and the fingerprint of its training set.
+
+    InputError: it is missing and cannot be fetched, damaged, or has a single class.
+    """
+    classes, train, labels, test, test_labels = READERS[name](data_dir)
+    labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
+    if len(classes) < 2:
+        raise InputError(f"{data_dir}: only one class, {classes[0]}")
+    fingerprint = sha256(str(train.shape).encode(), train.tobytes(), labels.tobytes())
+    return Images(
+        classes, train, labels, test, test_labels, *channel_statistics(train), fingerprint
+    )
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +211,7 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
         try:
             tensors, info = load_tensors(cache)
             if stamp in (None, info["stamp"]):
-                return info["classes"], *(tensors[key].numpy() for key in keys)
+                return info["classes"], *(tensors[key] for key in keys)
         except (InputError, KeyError) as error:
             raise InputError(
                 f"{cache}: not a cache of decoded images; delete it ({error})"
@@ -185,10 +221,11 @@ def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | Non
             tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False)
         )
     arrays = [np.array(each) for each in (images[:n], labels[:n], images[n:], labels[n:])]
-    tensors = {key: torch.from_numpy(a) for key, a in zip(keys, arrays)}
     # two processes must not write one file at once; a read-only folder goes without
     with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
-        save_tensors(cache, tensors, {"classes": folders[0].classes, "stamp": stamp})
+        save_tensors(
+            cache, dict(zip(keys, arrays)), {"classes": folders[0].classes, "stamp": stamp}
+        )
     return folders[0].classes, *arrays
 
 
@@ -201,3 +238,25 @@ def read_image(file: str) -> np.ndarray:
             raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
         image = image.convert("RGB")  # resizing to the same size is a copy
         return np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("name", choices=DATASETS, help="folder reads train/CLASS/*, test/CLASS/*")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="folder of its files (default: data)"
+    )
+    args = parser.parse_args(argv)
+    images = load_images(args.name, args.data_dir)
+    train = np.bincount(images.labels, minlength=len(images.classes))
+    test = np.bincount(images.test_labels, minlength=len(images.classes))
+    width = max(len("class"), *map(len, images.classes))
+    print(f"{'class':{width}} {'training':>9} {'test':>7}")
+    for row in zip([*images.classes, "all"], [*train, train.sum()], [*test, test.sum()]):
+        print("{:{width}} {:>9} {:>7}".format(*row, width=width))
+    height, columns, channels = images.train.shape[1:]
+    print(f"{height} x {columns} pixels, {channels} channel{'s' if channels > 1 else ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli(main))

@@ -175,7 +175,7 @@ def finish_level(
     )
     info = run.described | {"row": row, "made_by": training.made_by(member.loss_sum.device)}
     tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
-    common.save_tensors(level_path(run.folder, run.level), tensors, info)
+    training.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
     common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
@@ -205,7 +205,7 @@ def level_path(folder: Path, level: int) -> Path:
 
 def read_start(path: Path, folder: Path, first: dict, data: training.Data, settings: dict) -> Run:
     """A starting point in a file; InputError unless it fits the data and the first one's recipe."""
-    weights, info = common.load_tensors(path)
+    weights, info = training.load_tensors(path)
     recipe = common.check_recipe(path, info)
     for key in sorted(recipe.keys() | first.keys()):  # of somebody's own, too
         mine, other = recipe.get(key, "unknown"), first.get(key, "unknown")
@@ -224,7 +224,11 @@ def read_start(path: Path, folder: Path, first: dict, data: training.Data, setti
     check_tensors(path, weights, net.state_dict())
     masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
     return Run(
-        folder, weights, recipe, settings | {"rewind_sha256": common.digest(weights, recipe)}, masks
+        folder,
+        weights,
+        recipe,
+        settings | {"rewind_sha256": common.digest(training.to_numpy(weights), recipe)},
+        masks,
     )
 
 
@@ -244,7 +248,7 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
     """From now on run takes the masks that the run in folder other hands on; it prunes no more."""
     for level in range(levels + 1):
         path = level_path(other, level)
-        tensors, info = common.load_tensors(path)
+        tensors, info = training.load_tensors(path)
         if info.get("masks"):
             raise InputError(
                 f"--masks: {other} is itself under the masks of {info['masks']['setting']}; "
@@ -268,7 +272,7 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
     run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}
     # Of the first masks only: a run may go on to more levels, and resume compares the others
     # themselves.
-    run.settings["masks_sha256"] = common.digest(run.borrowed[0], {})
+    run.settings["masks_sha256"] = common.digest(training.to_numpy(run.borrowed[0]), {})
     run.settings |= {"shuffled": True} if shuffle else {}
 
 
@@ -288,7 +292,7 @@ def resume(run: Run) -> None:
         path = level_path(run.folder, level)
         if not path.exists():
             break
-        tensors, info = common.load_tensors(path)
+        tensors, info = training.load_tensors(path)
         with common.reading(path):
             common.refuse_difference(path, info | info["recipe"], run.recipe | run.settings)
             if not any(name.startswith("next.") for name in tensors):
@@ -324,7 +328,7 @@ def save_state(run: Run, member: Member) -> None:
         "loss_steps": member.loss_steps,
         "seconds": run.seconds,
     }
-    common.save_tensors(run.folder / "state.safetensors", member.state(), info)
+    training.save_tensors(run.folder / "state.safetensors", member.state(), info)
 
 
 def load_state(run: Run, member: Member) -> None:
@@ -333,7 +337,7 @@ def load_state(run: Run, member: Member) -> None:
     if not path.exists():
         return
     try:
-        tensors, info = common.load_tensors(path)
+        tensors, info = training.load_tensors(path)
         with common.reading(path):
             level, step, steps, seconds = (
                 info.pop(k) for k in ("level", "step", "loss_steps", "seconds")
@@ -427,7 +431,9 @@ def main(argv: list[str] | None = None) -> None:
     levels = preset["levels"] if args.levels is None else args.levels
     fraction = preset["prune_fraction"] if args.prune_fraction is None else args.prune_fraction
 
-    data = training.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    data = training.load_data(
+        recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+    )
     settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
     tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
     settings["test_set_sha256"] = common.sha256(*tested)

@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import common
 import dataset
-import training
 from common import InputError
 
 # What --select offers beside random: it takes the examples of lowest value. A rule of your own is
@@ -91,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.scores and args.out.resolve() == args.scores.resolve():
         raise InputError(f"--out and --scores are the same file, {args.out}")
 
-    data = training.load_data(**names, data_dir=args.data_dir, device=torch.device("cpu"))
-    clean, classes = data.labels.numpy(), len(data.classes)
+    data = dataset.load_images(names["dataset"], args.data_dir)
+    clean, classes = data.labels, len(data.classes)
     if args.size > len(clean):
         raise InputError(
             f"--size must be at most the {len(clean)} training examples, not {args.size}"
@@ -130,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         subset = select_balanced(RULES[args.select](scores), labels, classes, args.size)
     else:
         subset = select(RULES[args.select](scores), args.size)
-    common.save_array(args.out, subset, config | {"made_by": training.made_by(torch.device("cpu"))})
+    common.save_array(args.out, subset, config | {"made_by": common.made_by()})
     counts = np.bincount(labels[subset], minlength=classes)
     print(
         "examples per class: "

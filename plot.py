@@ -1008,7 +1008,7 @@ def barriers(
     )
     net.to(device, memory_format=torch.channels_last)
     for files in zip(*(sorted(folder.glob("level*.safetensors")) for folder in folders)):
-        tensors = [common.load_tensors(file)[0] for file in files]
+        tensors = [training.load_tensors(file)[0] for file in files]
         a, b = (common.part(t, "mask") for t in tensors)
         if any(not mask.equal(b[name]) for name, mask in a.items()):
             break
@@ -1039,7 +1039,7 @@ def draw_masks(name: str, panel: Panel, args: argparse.Namespace) -> list[Path]:
     for c in panel.curves:
         for seed, folder in c.folders.items():
             files = [folder / f"level{n:02d}.safetensors" for n in range(len(c.accuracy[seed]))]
-            found[c, seed] = [common.part(common.load_tensors(file)[0], "mask") for file in files]
+            found[c, seed] = [common.part(training.load_tensors(file)[0], "mask") for file in files]
     shapes = {
         run: {name: mask.shape for name, mask in masks[0].items()} for run, masks in found.items()
     }
@@ -1070,7 +1070,10 @@ def draw_barrier(name: str, panel: Panel, args: argparse.Namespace) -> list[Path
         {},
         {},
     )
-    data = training.load_data(settings["dataset"], settings["preset"], args.data_dir, device)
+    preset = common.PRESETS[settings["preset"]]
+    data = training.load_data(
+        settings["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+    )
     if data.fingerprint != settings["fingerprint"]:
         raise InputError(f"{args.data_dir}: not the images that {name} was trained on")
     # again: by starting point, its run of another order

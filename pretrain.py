@@ -56,7 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     if common.OF_IMP.fullmatch(args.out.name):
         raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
 
-    data = training.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    preset = common.PRESETS[recipe["preset"]]
+    data = training.load_data(
+        recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+    )
     clean = data.labels.cpu().numpy()
     subset, sidecar = None, {}
     if args.subset:
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         args,
         args.out.parent / ".lock",
         recipe,
-        lambda: common.check_recipe(args.out, common.load_tensors(args.out)[1]),
+        lambda: common.check_recipe(args.out, training.load_tensors(args.out)[1]),
     )
     if not held:
         return
@@ -115,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         "test_loss": loss,
         "made_by": training.made_by(device),
     }
-    common.save_tensors(args.out, member.net.state_dict(), info)
+    training.save_tensors(args.out, member.net.state_dict(), info)
     (args.out.parent / "diverged.json").unlink(missing_ok=True)
     what = f"{recipe['scheme']}, {len(group.subset)} examples"
     what += f", {noise['label_noise']:.0%} random labels" if noise["label_noise"] else ""

@@ -53,7 +53,7 @@ def reliability(networks: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def score_missing(
-    scored: dict[str, Tensor],
+    scored: dict[str, np.ndarray],
     path: Path,
     config: dict,
     data: training.Data,
@@ -79,7 +79,7 @@ def score_missing(
             if member.failed or not scores.isfinite().all():
                 failed.append(f"{member.name} at step {member.step}")
                 continue
-            scored[str(k + 1)] = scores.cpu()
+            scored[str(k + 1)] = scores.cpu().numpy()
             common.save_tensors(path, scored, config)
             accuracy, _ = training.evaluate(member.net, data)
             print(
@@ -140,7 +140,10 @@ def main(argv: list[str] | None = None) -> None:
     noise = common.resolve_noise(args, {})
     common.check_output(args.out, ".npy")
 
-    data = training.load_data(recipe["dataset"], recipe["preset"], args.data_dir, device)
+    preset = common.PRESETS[recipe["preset"]]
+    data = training.load_data(
+        recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+    )
     del recipe["pretrain_lr"]  # scoring does not use it
     config = (
         recipe
@@ -183,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         raise common.Failure(f"the loss was not finite in {', '.join(failed)}: try a lower --lr")
 
-    networks = np.stack([scored[str(k + 1)].numpy() for k in range(args.networks)])
+    networks = np.stack([scored[str(k + 1)] for k in range(args.networks)])
     scores = networks.astype(np.float64).mean(0).astype(np.float32)
     common.save_array(args.out, scores, config | {"made_by": training.made_by(device)})
     if args.networks > 1:

@@ -10,8 +10,6 @@ import math
 import os
 import platform
 import re
-import shlex
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,22 +23,21 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 from tqdm import tqdm
 
+import common
 from common import (
     AUGMENT,
     INIT,
     ORDER,
-    PRESETS,
     PRETRAINING,
     Failure,
     InputError,
     environment_flag,
     prefixed,
     rng,
-    sha256,
     to_json,
 )
 from cudagraph import use_recording
-from dataset import READERS, channel_statistics
+from dataset import load_images
 
 # ------------------------------------------------------------ data on the device
 
@@ -70,19 +67,13 @@ class Data:
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def load_data(dataset: str, preset: str, data_dir: Path, device: torch.device) -> Data:
-    """A data set on the device, padded, with statistics and fingerprint of its training set."""
-    classes, images, labels, test, test_labels = READERS[dataset](data_dir)
-    labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
-    if len(classes) < 2:
-        raise InputError(f"{data_dir}: only one class, {classes[0]}")
-    mean, std = channel_statistics(images)
-    pad, flip = PRESETS[preset]["pad"], PRESETS[preset]["flip"]
-    fingerprint = sha256(str(images.shape).encode(), images.tobytes(), labels.tobytes())
-    x, *rest = (
-        torch.from_numpy(a).to(device) for a in (images, labels, test, test_labels, mean, std)
-    )
-    return Data(classes, F.pad(x, (0, 0, pad, pad, pad, pad)), *rest, fingerprint, pad, flip)
+def load_data(name: str, data_dir: Path, device: torch.device, *, pad: int, flip: bool) -> Data:
+    """A data set on the device, its training images framed by `pad` pixels of black."""
+    images = load_images(name, data_dir)
+    arrays = (images.train, images.labels, images.test, images.test_labels, images.mean, images.std)
+    x, *rest = (torch.from_numpy(array).to(device) for array in arrays)
+    framed = F.pad(x, (0, 0, pad, pad, pad, pad))
+    return Data(images.classes, framed, *rest, images.fingerprint, pad, flip)
 
 
 # ------------------------------------------------------------ order and crops
@@ -626,6 +617,25 @@ def evaluate(net: nn.Module, data: Data) -> tuple[float, float]:
     return accuracy, F.cross_entropy(logits.double(), data.test_labels).item()
 
 
+# ------------------------------------------------------------ files
+
+
+def to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """The same tensors as NumPy arrays on the host."""
+    return {name: t.detach().cpu().numpy() for name, t in tensors.items()}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
+    """common.save_tensors of torch's tensors."""
+    common.save_tensors(path, to_numpy(tensors), info)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """common.load_tensors as torch's tensors."""
+    tensors, info = common.load_tensors(path)
+    return {name: torch.from_numpy(t) for name, t in tensors.items()}, info
+
+
 # ------------------------------------------------------------ where
 
 
@@ -714,17 +724,13 @@ def say_where(device: torch.device, precision: str) -> None:
 
 
 def made_by(device: torch.device) -> dict:
-    """What is recorded but never compared."""
+    """What a stage that trains records but never compares."""
     cuda = device.type == "cuda"
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     unproved = {"NO_PROOF": True} if environment_flag("NO_PROOF") else {}
-    return {
+    of_torch = {
         "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "device": str(device),
         "processor": torch.cuda.get_device_name(device) if cuda else processor(),
-        "host": socket.gethostname(),
-        "command": command,
-    } | unproved
+    }
+    return common.made_by() | of_torch | unproved

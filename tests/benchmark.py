@@ -183,7 +183,7 @@ def stop_and_go_on(device: torch.device) -> tuple:
 def fingerprint(device: torch.device) -> tuple:
     """A digest of trained networks, for comparing processes."""
     members = train(pruned_group(device, 2), 20).members
-    digests = [common.digest({k: t.cpu() for k, t in m.state().items()}, {}) for m in members]
+    digests = [common.digest(training.to_numpy(m.state()), {}) for m in members]
     return " ".join(digests), "", True
 
 
@@ -275,7 +275,7 @@ def level_change(device: torch.device) -> tuple:
                 training.evaluate(m.net, group.data)
                 masks = imp.prune(imp.importance(m.net, group.data, None), m.masks, 0.2)
                 tensors = common.prefixed(weight=m.net.state_dict(), mask=m.masks, next=masks)
-                common.save_tensors(Path(folder) / "level00.safetensors", tensors, {})
+                training.save_tensors(Path(folder) / "level00.safetensors", tensors, {})
                 m.rewind(start, masks, 0)
             found = clock(device) - began
     return f"{found:.2f} s", "goal 1", found <= 1

@@ -19,6 +19,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import common  # noqa: E402
+import dataset  # noqa: E402
 import make_subset  # noqa: E402
 import plot  # noqa: E402
 import pretrain  # noqa: E402
@@ -27,6 +28,7 @@ import training  # noqa: E402
 
 torch.set_num_threads(1)
 STAGES = {
+    "dataset": dataset,
     "score": score_el2n,
     "subset": make_subset,
     "pretrain": pretrain,
@@ -55,7 +57,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def digits():
-    return training.load_data("digits", "digits", Path("data"), torch.device("cpu"))
+    return training.load_data("digits", Path("data"), torch.device("cpu"), pad=1, flip=False)
 
 
 def recipe(**changes):
@@ -130,7 +132,7 @@ def read_csv(path):
 
 def level(folder, n):
     """(tensors, info) of a finished level."""
-    return common.load_tensors(folder / f"level{n:02d}.safetensors")
+    return training.load_tensors(folder / f"level{n:02d}.safetensors")
 
 
 def equal(a, b):
@@ -154,10 +156,10 @@ def made(folder):
     for path in Path(folder).rglob("*.*"):
         name = str(path.relative_to(folder))
         if path.suffix == ".safetensors":
-            tensors, info = common.load_tensors(path)
+            tensors, info = training.load_tensors(path)
             info.get("row", {}).pop("seconds", None)
             info.get("made_by", {}).pop("command", None)
-            found[name] = common.digest(tensors, info)
+            found[name] = common.digest(training.to_numpy(tensors), info)
         elif path.suffix == ".csv":
             found[name] = [row | {"seconds": ""} for row in read_csv(path)]
         elif path.suffix in (".json", ".npy", ".png"):

@@ -214,9 +214,9 @@ def test_arrays_and_their_sidecars(call, ok, refused, folder):
 def rewrite_recipe(folder, **changes):
     """The rewind file with another recipe and a checksum that fits it."""
     path = folder / "run" / "rewind.safetensors"
-    tensors, info = common.load_tensors(path)
+    tensors, info = training.load_tensors(path)
     recipe = {key: v for key, v in (info["recipe"] | changes).items() if v != "drop"}
-    common.save_tensors(path, tensors, info | {"recipe": recipe})
+    training.save_tensors(path, tensors, info | {"recipe": recipe})
     return path
 
 
@@ -247,9 +247,9 @@ def test_levels_that_do_not_fit(refused, rewind):
         (tensors | {"mask.conv.weight": other}, "masks"),
         (earlier, "earlier version"),
     ):
-        common.save_tensors(path, changed, info)
+        training.save_tensors(path, changed, info)
         refused(["imp", rewind, "--levels", 1], "level00.safetensors", word)
-    common.save_tensors(path, tensors, info)
+    training.save_tensors(path, tensors, info)
     state.write_bytes(b"torn")
     refused(["imp", rewind, "--levels", 1], "state.safetensors", "delete it")
 
@@ -272,7 +272,9 @@ def test_a_setting_that_other_code_does_not_know_makes_a_difference(
     for command in ([*START, path], ["imp", path, other], ["imp", other, path]):
         refused(command, "optimizer", "adam")
     tensors, info = level(folder / "run", 0)
-    common.save_tensors(folder / "run" / "level00.safetensors", tensors, info | {"rule": "random"})
+    training.save_tensors(
+        folder / "run" / "level00.safetensors", tensors, info | {"rule": "random"}
+    )
     refused(["imp", rewrite_recipe(folder, optimizer="drop")], "rule random there")
 
 
@@ -324,7 +326,7 @@ def test_a_score_of_ones_own_goes_through_the_whole_chain(ok, tmp_path):
     paths = [tmp_path / name / "rewind.safetensors" for name in ("easy", "bare")]
     for subset, path in zip((easy, bare), paths):
         assert "test accuracy" in ok(*START, path, "--subset", subset)
-    (a, named), (b, custom) = ((t, info["recipe"]) for t, info in map(common.load_tensors, paths))
+    (a, named), (b, custom) = ((t, info["recipe"]) for t, info in map(training.load_tensors, paths))
     assert equal(a, b)
     assert (named["scheme"], custom["scheme"]) == ("easy", "custom")
     assert (named["score"], custom["score"]) == ("margin", None)

@@ -20,7 +20,7 @@ import common
 import dataset
 import training
 
-NOWHERE, CINIC = "http://127.0.0.1:9/", ("cinic10", "cinic10")
+NOWHERE = "http://127.0.0.1:9/"
 
 
 def picture(seed, size=(32, 32), mode="RGB"):
@@ -32,8 +32,8 @@ def pixels(seed, mode="RGB"):
     return np.asarray(picture(seed, mode=mode).convert("RGB"))
 
 
-def load(root, dataset="folder", preset="cifar10"):
-    return training.load_data(dataset, preset, root, torch.device("cpu"))
+def load(root, name="folder"):
+    return training.load_data(name, root, torch.device("cpu"), pad=4, flip=True)
 
 
 def plant(root, counts, classes):
@@ -265,13 +265,13 @@ def test_cinic_from_a_folder_from_its_archive_and_from_the_cache_alone(tmp_path,
     lost.unlink()
     picture(3).save(more)
     with pytest.raises(common.InputError, match="class3"):  # an empty class
-        load(source, *CINIC)
+        load(source, "cinic10")
     picture(130).save(lost)
     with pytest.raises(common.InputError, match="incomplete"):  # 20 and 11 images
-        load(source, *CINIC)
+        load(source, "cinic10")
     assert not (source / "cinic10.safetensors").exists()
     more.unlink()
-    data = load(source, *CINIC)
+    data = load(source, "cinic10")
     assert data.labels.tolist() == list(range(10)) * 2  # all of train, then all of valid
     assert np.array_equal(data.train_images()[[3, 14]], [pixels(30), pixels(140, "L")])
     assert np.array_equal(data.test[9], pixels(290))
@@ -279,10 +279,20 @@ def test_cinic_from_a_folder_from_its_archive_and_from_the_cache_alone(tmp_path,
     with pytest.raises(
         common.InputError, match=r"CINIC-10\.tar\.gz is missing and cannot be fetched"
     ):
-        load(root, *CINIC)  # its checksum is wrong
+        load(root, "cinic10")  # its checksum is wrong
     assert not (root / "CINIC-10").exists()
     monkeypatch.setattr(dataset, "CINIC10_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    assert load(root, *CINIC).fingerprint == data.fingerprint
+    assert load(root, "cinic10").fingerprint == data.fingerprint
     shutil.rmtree(root / "CINIC-10")
     archive.unlink()
-    assert load(root, *CINIC).fingerprint == data.fingerprint
+    assert load(root, "cinic10").fingerprint == data.fingerprint
+
+
+def test_dataset_alone_fetches_checks_and_says_classes_and_counts(ok, refused, tree, tmp_path):
+    out = ok("dataset", "folder", "--data-dir", tree)
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1:4] == [["ant", "6", "2"], ["zebra", "6", "2"], ["all", "12", "4"]]
+    assert "32 x 32 pixels, 3 channels" in out
+    assert "1297" in ok("dataset", "digits")
+    refused(["dataset", "folder", "--data-dir", tmp_path / "nowhere"], "nowhere")
+    refused(["dataset", "imagenet"], "imagenet")

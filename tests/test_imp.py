@@ -65,7 +65,7 @@ def test_exact_count_and_ties_by_position(values, percent, parts):
 
 def plain_imp(rewind, levels, digits, seed):
     """Algorithm 1 written plainly for one network; returns (weights, masks, row) of each level."""
-    tensors, _ = common.load_tensors(rewind)
+    tensors, _ = training.load_tensors(rewind)
     images, labels = digits.train_images().numpy(), digits.labels.numpy()
     batch, per_epoch = 64, len(images) // 64
     mean, std = (value.astype(np.float32) for value in (np.mean(images), np.std(images)))
@@ -142,7 +142,7 @@ def test_three_levels_equal_a_plain_reimplementation_bit_for_bit(ok, tmp_path, d
     """
     rewind = start(ok, tmp_path, "--seed", 4, "--steps", 21, "--label-noise", 0.5)  # there alone
     clean = start(ok, tmp_path / "clean", "--seed", 4, "--steps", 21)
-    assert not equal(*(common.load_tensors(path)[0] for path in (rewind, clean)))
+    assert not equal(*(training.load_tensors(path)[0] for path in (rewind, clean)))
     out = tmp_path / "out"
     assert ok("imp", rewind, "--levels", 3, "--out", out, *order).strip().endswith("results.csv")
     assert not (out / "state.safetensors").exists()
@@ -200,9 +200,9 @@ def test_more_levels_go_on_the_same_is_already_done_another_setting_needs_force(
 
 def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
     good, bad = start(ok, tmp_path / "good"), start(ok, tmp_path / "bad", "--seed", 1)
-    weights, info = common.load_tensors(bad)
+    weights, info = training.load_tensors(bad)
     weights["linear.weight"] *= 1e38
-    common.save_tensors(bad, weights, info)
+    training.save_tensors(bad, weights, info)
     ok("imp", good, "--levels", 1, "--out", tmp_path / "alone")
     outs = ["--out", tmp_path / "lost", tmp_path / "goes on"]
     together = ["imp", bad, good, "--levels", 1, "--at-once", 2, *outs]

@@ -83,7 +83,7 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
     for changed, word in ((1, "level01.safetensors: its next masks"), (0, "masks_sha256")):
         tensors, about = level(own, changed)
         tensors["next.conv.weight"] = 1 - tensors["next.conv.weight"]
-        common.save_tensors(own / f"level0{changed}.safetensors", tensors, about)
+        training.save_tensors(own / f"level0{changed}.safetensors", tensors, about)
         refused(command, word)
 
     easy = {
