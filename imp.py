@@ -23,7 +23,6 @@ from torch import Tensor, nn
 import common
 import training
 from common import InputError
-from training import Member
 
 # ------------------------------------------------------------ the pruning rule
 
@@ -57,7 +56,7 @@ def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -
     return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
 
 
-# ------------------------------------------------------------ training a group of runs
+# ------------------------------------------------------------ the algorithm
 
 
 @dataclass(eq=False)
@@ -74,58 +73,52 @@ class Run:
     borrowed: list[dict[str, Tensor]] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)  # of results.csv
     seconds: float = 0.0  # training time so far of that level
+    network: training.Member | None = None  # while it is trained
     described = property(lambda self: {"recipe": self.recipe, **self.settings})  # in its files
 
+    def advance(self, masks: dict[str, Tensor]) -> None:
+        """Go on to the next level, under these masks."""
+        self.masks = {name: mask.cpu() for name, mask in masks.items()}
+        self.level, self.seconds = self.level + 1, 0.0
 
-def train_group(
-    runs: list[Run], levels: int, data: training.Data, save_every: float, received: list
-) -> list:
-    """Take runs through their levels side by side; returns a line for each that had to stop."""
-    recipe = runs[0].recipe
-    seeds = [order_of(run.recipe["seed"], run.settings["order_seed"]) for run in runs]
-    everyone = [
-        (run, Member(str(run.folder), recipe, data, seed)) for run, seed in zip(runs, seeds)
-    ]
-    group, stopped = training.Group([member for _, member in everyone], data, recipe), []
+
+def prune_iteratively(
+    runs: list[Run], levels: int, data: training.Data, save_every: float, received: list[int]
+) -> list[str]:
+    """Algorithm 1 of the paper for several starts side by side: train, prune, rewind, repeat.
+
+    A run that has finished a level before sits it out. Returns a line for every run that had to
+    stop because its loss was not finite.
+    """
+    group, stopped = make_group(runs, data), []
     for level in range(levels + 1):
-        here = [(run, member) for run, member in everyone if run.level == level]
-        if not here:
-            continue
-        for run, member in everyone:  # who is not here has nothing to train
-            member.name, member.step = f"{run.folder}, level {level}", recipe["total_steps"]
-        for run, member in here:
-            member.rewind(run.weights, run.masks, run.recipe["rewind_step"])
-            load_state(run, member)
-        clock = time.monotonic()
-        for step in training.train(group, recipe["total_steps"], peak=recipe["lr"], level=level):
-            now = time.monotonic()
-            if not received and now - clock < save_every:
+        active = [run for run in runs if run.level == level]
+        for run in active:
+            run.network.rewind(run.weights, run.masks, run.recipe["rewind_step"])
+            resume_inside_level(run)
+        train_level(group, active, level, save_every, received)
+        for run in active:
+            trained = evaluate_level(run, data)
+            if trained is None:
+                stopped.append(note_divergence(run))
                 continue
-            for run, member in here:
-                run.seconds += (now - clock) / len(here)
-                if member.step == step and not member.failed:
-                    save_state(run, member)
-            if received:
-                raise common.Stopped(received[0])
-            clock = time.monotonic()  # saving is no training
-        spent = time.monotonic() - clock
-        for run, member in here:
-            run.seconds += spent / len(here)
-            accuracy, loss = training.evaluate(member.net, data)
-            if member.failed or not math.isfinite(loss):
-                stopped.append(
-                    f"{run.folder}: the loss is not finite at level {level}, step {member.step}"
-                )
-                common.save_divergence(
-                    run.folder,
-                    recipe=run.recipe,
-                    settings=run.settings,
-                    level=level,
-                    step=member.step,
-                )
-                continue
-            finish_level(run, member, accuracy, loss, data)
+            if run.borrowed:
+                masks = run.borrowed[level]
+            else:
+                worth = importance_for(run, data)
+                masks = prune(worth, run.network.masks, run.settings["prune_fraction"])
+            save_level(run, trained, masks)
+            run.advance(masks)
     return stopped
+
+
+def make_group(runs: list[Run], data: training.Data) -> training.Group:
+    """Give every run a network, and let these networks take their steps side by side."""
+    recipe = runs[0].recipe
+    for run in runs:
+        seed = order_of(run.recipe["seed"], run.settings["order_seed"])
+        run.network = training.Member(str(run.folder), recipe, data, seed)
+    return training.Group([run.network for run in runs], data, recipe)
 
 
 def order_of(seed: int, order_seed: int | None) -> int:
@@ -134,6 +127,51 @@ def order_of(seed: int, order_seed: int | None) -> int:
     One that was asked for is no replicate's own, whatever its number.
     """
     return seed if order_seed is None else common.seed_of_its_own(common.OTHER_ORDER, order_seed)
+
+
+def train_level(
+    group: training.Group, active: list[Run], level: int, save_every: float, received: list[int]
+) -> None:
+    """Train the active runs to the end of a level; each adds its share of the time to run.seconds.
+
+    Unfinished levels are saved every save_every seconds, and when a signal was received; then
+    Stopped is raised.
+    """
+    if not active:
+        return
+    recipe, networks = group.recipe, [run.network for run in active]
+    for run in active:
+        run.network.name = f"{run.folder}, level {level}"
+    clock = time.monotonic()
+    steps = training.train(
+        group, recipe["total_steps"], peak=recipe["lr"], level=level, only=networks
+    )
+    for step in steps:
+        now = time.monotonic()
+        if not received and now - clock < save_every:
+            continue
+        for run in active:
+            run.seconds += (now - clock) / len(active)
+            if run.network.step == step and not run.network.failed:
+                save_state(run)
+        if received:
+            raise common.Stopped(received[0])
+        clock = time.monotonic()  # saving is no training
+    spent = time.monotonic() - clock
+    for run in active:
+        run.seconds += spent / len(active)
+
+
+def importance_for(run: Run, data: training.Data) -> dict[str, Tensor]:
+    """What the weights of a run's trained network are worth, by the rule above.
+
+    The rule may look at the network and compute gradients; neither statistics nor gradients stay.
+    """
+    random = common.rng(common.PRUNE, run.recipe["seed"], run.level)
+    run.network.net.eval()
+    worth = importance(run.network.net, data, random)
+    run.network.net.zero_grad()
+    return worth
 
 
 # ------------------------------------------------------------ the end of a level
@@ -151,49 +189,77 @@ COLUMNS = [
 LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
 
 
-def finish_level(
-    run: Run, member: Member, accuracy: float, loss: float, data: training.Data
-) -> None:
-    """Save a trained level with the masks of the next one."""
-    weights = {name: t.cpu().clone() for name, t in member.net.state_dict().items()}
-    assert not any(weights[name][mask == 0].any() for name, mask in run.masks.items())
-    if run.borrowed:
-        pruned = run.borrowed[run.level]
-    else:
-        draw = common.rng(common.PRUNE, run.recipe["seed"], run.level)
-        member.net.eval()  # a rule may look, but neither statistics nor gradients stay
-        pruned = prune(
-            importance(member.net, data, draw), member.masks, run.settings["prune_fraction"]
-        )
-        member.net.zero_grad()
-    remaining = sum(int(mask.sum()) for mask in run.masks.values())
-    share = remaining / sum(mask.numel() for mask in run.masks.values())
-    train_loss = member.loss_sum.item() / max(1, member.loss_steps)
-    steps, seconds = member.step - run.recipe["rewind_step"], round(run.seconds, 3)
-    row = dict(
-        zip(COLUMNS, (run.level, share, remaining, accuracy, loss, train_loss, steps, seconds))
+@dataclass
+class Trained:
+    """A network at the end of a level."""
+
+    weights: dict[str, Tensor]  # on the host, batch-norm statistics included
+    test_accuracy: float  # a fraction
+    test_loss: float
+    train_loss: float  # the mean of the last epoch
+
+
+def evaluate_level(run: Run, data: training.Data) -> Trained | None:
+    """What training has made of a run's network; None if its loss was not finite."""
+    network = run.network
+    accuracy, loss = training.evaluate(network.net, data)
+    if network.failed or not math.isfinite(loss):
+        return None
+    weights = {name: t.cpu().clone() for name, t in network.net.state_dict().items()}
+    train_loss = network.loss_sum.item() / max(1, network.loss_steps)
+    return Trained(weights, accuracy, loss, train_loss)
+
+
+def note_divergence(run: Run) -> str:
+    """Write diverged.json of a run whose loss is not finite; returns a line about it."""
+    step = run.network.step
+    common.save_divergence(
+        run.folder, recipe=run.recipe, settings=run.settings, level=run.level, step=step
     )
-    info = run.described | {"row": row, "made_by": training.made_by(member.loss_sum.device)}
-    tensors = common.prefixed(weight=weights, mask=run.masks, next=pruned)
+    return f"{run.folder}: the loss is not finite at level {run.level}, step {step}"
+
+
+def save_level(run: Run, trained: Trained, masks: dict[str, Tensor]) -> None:
+    """Save a trained level with the masks of the next one, and add its row to results.csv."""
+    assert not any(trained.weights[name][mask == 0].any() for name, mask in run.masks.items())
+    remaining = sum(int(mask.sum()) for mask in run.masks.values())
+    row = {
+        "level": run.level,
+        "weights_remaining": remaining / sum(mask.numel() for mask in run.masks.values()),
+        "weights_remaining_count": remaining,
+        "test_accuracy": trained.test_accuracy,
+        "test_loss": trained.test_loss,
+        "train_loss": trained.train_loss,
+        "steps": run.network.step - run.recipe["rewind_step"],
+        "seconds": round(run.seconds, 3),
+    }
+    device = run.network.loss_sum.device
+    info = run.described | {"row": row, "made_by": training.made_by(device)}
+    tensors = common.prefixed(weight=trained.weights, mask=run.masks, next=masks)
     training.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
     run.rows.append(row)
-    common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
-    run.masks = {name: mask.cpu() for name, mask in pruned.items()}
-    print(
-        LINE.format(
-            run.folder,
-            run.level,
-            f"{share:.2%}",
-            f"{accuracy:.4f}",
-            f"{loss:.4f}",
-            f"{train_loss:.4f}",
-            steps,
-            f"{seconds:.1f}",
-        ),
-        flush=True,
+    write_results(run)
+    print(format_row(run.folder, row), flush=True)
+
+
+def format_row(folder: Path, row: dict) -> str:
+    """A finished level as a line on stdout."""
+    return LINE.format(
+        folder,
+        row["level"],
+        f"{row['weights_remaining']:.2%}",
+        f"{row['test_accuracy']:.4f}",
+        f"{row['test_loss']:.4f}",
+        f"{row['train_loss']:.4f}",
+        row["steps"],
+        f"{row['seconds']:.1f}",
     )
-    run.level, run.seconds = run.level + 1, 0.0
+
+
+def write_results(run: Run) -> None:
+    """Write results.csv from the rows of the finished levels."""
+    common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
 
 
 def level_path(folder: Path, level: int) -> Path:
@@ -315,40 +381,42 @@ def resume(run: Run) -> None:
         run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
         run.level = level + 1
     if run.rows:  # a crash between level file and results.csv heals here
-        common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
+        write_results(run)
 
 
-def save_state(run: Run, member: Member) -> None:
-    """Keep an unfinished level; its masks are in the last finished one."""
-    if not member.finite() or not member.loss_sum.isfinite():
+def save_state(run: Run) -> None:
+    """Save an unfinished level. Its masks are not needed: the previous level has them."""
+    network = run.network
+    if not network.finite() or not network.loss_sum.isfinite():
         return  # about to be stopped for that
     info = run.described | {
         "level": run.level,
-        "step": member.step,
-        "loss_steps": member.loss_steps,
+        "step": network.step,
+        "loss_steps": network.loss_steps,
         "seconds": run.seconds,
     }
-    training.save_tensors(run.folder / "state.safetensors", member.state(), info)
+    training.save_tensors(run.folder / "state.safetensors", network.state(), info)
 
 
-def load_state(run: Run, member: Member) -> None:
+def resume_inside_level(run: Run) -> None:
     """Put the unfinished level of this run, if there is one, back where it stopped."""
-    path = run.folder / "state.safetensors"
+    path, network = run.folder / "state.safetensors", run.network
     if not path.exists():
         return
     try:
         tensors, info = training.load_tensors(path)
         with common.reading(path):
-            level, step, steps, seconds = (
-                info.pop(k) for k in ("level", "step", "loss_steps", "seconds")
-            )
+            level = info.pop("level")
+            step = info.pop("step")
+            loss_steps = info.pop("loss_steps")
+            seconds = info.pop("seconds")
         if level != run.level or info != run.described:
             return
-        check_tensors(path, tensors, member.state())
+        check_tensors(path, tensors, network.state())
     except InputError as error:
         raise InputError(f"{error}; delete it, and the level starts again") from None
-    member.restore(tensors)
-    member.step, member.loss_steps, run.seconds = step, steps, seconds
+    network.restore(tensors)
+    network.step, network.loss_steps, run.seconds = step, loss_steps, seconds
 
 
 # ------------------------------------------------------------ command line
@@ -477,7 +545,9 @@ def main(argv: list[str] | None = None) -> None:
             flush=True,
         )
     for group in training.even_groups(todo, args.at_once, device):
-        stopped += train_group(group, levels, data, args.save_every, received)
+        stopped += prune_iteratively(group, levels, data, args.save_every, received)
+        for run in group:
+            run.network = None  # lets its memory and recordings go before the next group
     for run in runs:
         if run.level > levels:
             (run.folder / "state.safetensors").unlink(missing_ok=True)

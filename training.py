@@ -560,23 +560,27 @@ def gradients_again(
 # ------------------------------------------------------------ the loop
 
 
-def train(group: Group, stop: int, *, peak: float, level: int = 0) -> Iterator[int]:
+def train(
+    group: Group, stop: int, *, peak: float, level: int = 0, only: list[Member] | None = None
+) -> Iterator[int]:
     """Train the members of a group to step `stop`; yields the number of steps after every step.
 
     Each starts at its own member.step, and its result does not depend on its company. One whose
     loss is not finite stops there (member.failed) and the others go on.
     peak  learning rate before the first milestone
+    only  the members that take part; all of them by default
     """
     members, recipe, per_epoch = group.members, group.recipe, group.per_epoch
-    first = min(m.step for m in members)
-    for m in members:
-        m.net.train()
-    name = members[0].name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+    part = [k for k, m in enumerate(members) if only is None or m in only]
+    first = min(members[k].step for k in part)
+    for k in part:
+        members[k].net.train()
+    name = members[part[0]].name + (f" and {len(part) - 1} more" if len(part) > 1 else "")
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, per_epoch)
         if step == first or i == 0:
             group.load_epoch(level, epoch)
-        active = [k for k, m in enumerate(members) if m.step == step and not m.failed]
+        active = [k for k in part if members[k].step == step and not members[k].failed]
         if active and not group.prepared:
             group.examples.copy_(group.tables[:, :, i])
             group.prepare(active[0])
