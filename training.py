@@ -427,7 +427,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 4e-2}
 
 CANCELLED = 5e-6  # of ||a|| ||b||; honest networks were within 8e-7
 
-PROVED = set()  # recipes and batches of which this process has proved a step
+PROVED = set()  # recipes and batches of which this process has proved a step, or left it out
 
 
 def prove_once(group: Group, k: int) -> None:
@@ -436,7 +436,9 @@ def prove_once(group: Group, k: int) -> None:
     NO_PROOF=1 leaves it out, and says so.
     """
     if environment_flag("NO_PROOF"):
-        print("note: NO_PROOF=1: gradients of the first step are not checked", file=sys.stderr)
+        if "NO_PROOF" not in PROVED:
+            print("note: NO_PROOF=1: gradients of the first step are not checked", file=sys.stderr)
+            PROVED.add("NO_PROOF")
         return
     recipe = {key: v for key, v in group.recipe.items() if key not in ("seed", *PRETRAINING)}
     step = to_json([recipe, [*group.examples.shape[1:]], f"{group.labels.device}"])
