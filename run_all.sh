@@ -61,18 +61,11 @@ check() { [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4, not '$2'"; } # NAME VALUE P
 [[ ${1-} != -h && ${1-} != --help ]] || { sed -n '2,/^set /s/^# \?//p' "${BASH_SOURCE[0]}"; exit; }
 (($# < 3)) || fail "a preset and a figure, not: $*"
 preset=${1:-digits} figure=${2:-fig2} runs=${RUNS:-runs/${1:-digits}} launcher=${LAUNCHER:-local} dry_run=${DRY_RUN-}
-levels=16 total=62400 networks=10 el2n=7800 seeds="0 1 2 3" # as in common.py, to tell the cost
-noisy=2048 search="100 200 400 800 1600" rates="0.1 0.2 0.4" # size under label noise; where tstar looks
-case $preset in
-  digits) t=20 rate=0.5 size=256 sizes="64 128 256 512" levels=5 total=320 networks=8 el2n=100 seeds="4 5 6 7"
-    noisy=$size search="4 10 20 40" rates=$rate ;;
-  cifar10-small) t=100 rate=0.3 size=3200 sizes=3200 levels=5 total=1500 networks=4 el2n=1500 seeds="0 1 2 3 4 5"
-    noisy=$size search="50 100 200 400" rates=$rate ;;
-  cifar10)  t=400 rate=0.4 size=3200  sizes="256 512 1024 2048 3200 6400 12800 25600" ;;
-  cifar100) t=800 rate=0.4 size=2048  sizes="256 512 1024 2048 3200 6400" ;;
-  cinic10)  t=800 rate=0.1 size=51200 sizes="12800 25600 51200 102400" levels=12 total=31250 el2n=8000 ;;
-  *) fail "no preset '$preset': digits, cifar10-small, cifar10, cifar100 or cinic10" ;;
-esac
+dry_run=${dry_run#0} here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=$(type -P "${PYTHON:-python}") || fail "PYTHON: no ${PYTHON:-python} here" # its path: a job may see another PATH
+assignments=$("$python" "$here/common.py" "$preset") || exit
+eval "$assignments" # the preset: t_star=400 and so on
+size=$subset_size noisy=$noisy_subset_size t=$t_star rate=$pretrain_lr
 seeds=${SEEDS:-$seeds} size=${SIZES:-$size} sizes=${SIZES:-$sizes} t=${T_STAR:-$t}
 for name in seeds sizes; do check "${name^^}" "${!name}" ' *[0-9]+( +[0-9]+)* *' "numbers with spaces between"; done
 for name in WIDTH JOBS; do check $name "${!name:-1}" '[1-9][0-9]{0,8}' "a whole number from 1 on"; done
@@ -80,8 +73,6 @@ check NOISE "${NOISE:-10}" ' *[1-9][0-9]?( +[1-9][0-9]?)* *' "whole percents wit
 check LEVELS "${LEVELS:-0}" '0|[1-9][0-9]{0,8}' "a whole number"
 check T_STAR "$t" '[1-9][0-9]{0,7}[02468]|[2468]' "even and above 0, as subsets are seen for half as many steps"
 check LAUNCHER "$launcher" 'local|slurm' "local or slurm"
-dry_run=${dry_run#0} here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=$(type -P "${PYTHON:-python}") || fail "PYTHON: no ${PYTHON:-python} here" # its path: a job may see another PATH
 
 # ---------------------------------------------------------------- what to run: lines of "WAVE COMMAND"
 add() { printf %s "$1"; printf ' %q' "$python" "$here/$2" "${@:3}"; echo; } # WAVE STAGE ARGUMENT...
@@ -136,9 +127,9 @@ plan() { # the figures
     digits-fig5 | cifar*-fig5) family "$t" "$schemes hard" "$sizes" ;;
     cinic10-fig6) family $((t / 2)) "$schemes hard" "${SIZES:-12800 25600 51200}"; family "$t" "$schemes hard" "$sizes" ;;
     *-fig3) for noise in ${NOISE:-10 50}; do family "$t" "$schemes" "${SIZES:-$noisy}" $noise; done ;; # of figure 7
-    c*-fig7) for noise in ${NOISE:-10 50}; do family "$t" "$schemes" "${SIZES:-512 1024 2048 3200}" $noise; done ;;
+    c*-fig7) for noise in ${NOISE:-10 50}; do family "$t" "$schemes" "${SIZES:-$noisy_sizes}" $noise; done ;;
     *-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
-      for steps in $search; do for r in $rates; do setting all "" $steps 0 $r; done; done ;;
+      for steps in $t_search; do for r in $lr_search; do setting all "" $steps 0 $r; done; done ;;
     *-stability) family "$t" "$schemes hard" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
     *-controls) setting all "" "$t"; shown=(--figure controls masks)
       for size in $size; do setting $easy $size $half
@@ -175,8 +166,8 @@ for ((i = 0; i < ${#starts[@]}; i += each)); do
   tasks+=("$(printf '%s\t' "${starts[@]:i:each}")${prune# } ${rewinds[*]:i:each}")
 done
 flag() { if [[ $1 =~ .*\ $2[=\ ]([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo "$3"; fi; } # WORDS NAME DEFAULT
-trainings=$((1 + $(flag "$prune" --levels $levels))) total=$(flag "${starts[0]}" --total-steps $total)
-for x in "${scores[@]}"; do steps=$((steps + $(flag "$x" --networks $networks) * $(flag "$x" --steps $el2n))); done
+trainings=$((1 + $(flag "$prune" --levels $levels))) total=$(flag "${starts[0]}" --total-steps $total_steps)
+for x in "${scores[@]}"; do steps=$((steps + $(flag "$x" --networks $networks) * $(flag "$x" --steps $el2n_steps))); done
 for x in "${starts[@]}"; do t=$(flag "$x" --steps 0) steps=$((steps + t + trainings * (total - t))); done
 again=$((${#controls[@]} * $(wc -w <<<"$seeds"))) steps=$((steps + again * trainings * total)) # at most
 echo "# ${#scores[@]} x EL2N, $((${#starts[@]} + again)) runs of $trainings trainings in" \
