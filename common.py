@@ -336,16 +336,16 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
 
 
 def open_output(
-    args: argparse.Namespace, lock_at: Path, wanted: dict, found: Callable
+    out: Path, force: bool, lock_at: Path, wanted: dict, found: Callable
 ) -> io.IOBase | None:
-    """The lock to hold while --out is made; None if it is there with these settings, which is said.
+    """The lock to hold while out is made; None if it is there with these settings, which is said.
 
     found  reads the settings of the file there. InputError: they differ, or another process is at
            work.
     """
-    if args.out.exists() and not args.force:  # before any lock: it may lie on a read-only disk
-        refuse_difference(args.out, found(), wanted)
-        print(f"already done: {args.out}")
+    if out.exists() and not force:  # before any lock: it may lie on a read-only disk
+        refuse_difference(out, found(), wanted)
+        print(f"already done: {out}")
         return None
     return lock(lock_at)
 
