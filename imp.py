@@ -494,7 +494,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = training.resolve_device(args.device)
-    recipe = common.check_recipe(args.rewind[0], common.load_info(args.rewind[0]))
+    # a start that is not there is named at the end, and the others are trained
+    stopped = [f"{path}: No such file or directory" for path in args.rewind if not path.exists()]
+    present = [path for path in args.rewind if path.exists()]
+    if not present:
+        raise InputError("; ".join(stopped))
+    recipe = common.check_recipe(present[0], common.load_info(present[0]))
     preset = common.PRESETS[recipe["preset"]]
     levels = preset["levels"] if args.levels is None else args.levels
     fraction = preset["prune_fraction"] if args.prune_fraction is None else args.prune_fraction
@@ -505,8 +510,10 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
     tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
     settings["test_set_sha256"] = common.sha256(*tested)
-    runs, stopped = [], []
+    runs = []
     for path, out, other in itertools.zip_longest(args.rewind, args.out, args.masks or ()):
+        if path not in present:
+            continue
         if other and not level_path(other, levels).exists():  # it diverged, or is still at work
             stopped.append(f"--masks: {other} has not finished level {levels}")
             continue
@@ -516,7 +523,7 @@ def main(argv: list[str] | None = None) -> None:
     if not runs:
         raise InputError("; ".join(stopped))
     # the locks of all runs or of none
-    held = [common.lock(folder / ".lock") for folder in sorted(args.out)]  # noqa: F841
+    held = [common.lock(folder / ".lock") for folder in sorted(run.folder for run in runs)]  # noqa: F841
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):
@@ -529,7 +536,7 @@ def main(argv: list[str] | None = None) -> None:
     common.on_signals(received)
     todo = [run for run in runs if run.level <= levels]
     if todo:
-        training.check_precision(recipe["precision"], device, args.rewind[0])
+        training.check_precision(recipe["precision"], device, present[0])
         training.say_where(device, recipe["precision"])
         print(
             LINE.format(

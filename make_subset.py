@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         }
     )
     held = common.open_output(
-        args,
+        args.out,
+        args.force,
         args.out.with_suffix(".lock"),
         config,
         lambda: common.load_array(args.out, np.int64, (args.size,), data.fingerprint)[1],

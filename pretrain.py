@@ -5,8 +5,14 @@ reads   the training set, and subset.npy (int64 [M] indices; without it, all exa
 writes  rewind.safetensors (weights and batch-norm statistics at step t_r; the recipe as metadata)
 python pretrain.py --preset cifar10 --subset easy.npy --steps 200 \\
     --out runs/easy/seed0/rewind.safetensors
+
+Several seeds in one call share the time it takes to start: --seed 0 1 --out FILE FILE, with one
+--subset for all of them or one for each. Every file is what a call of its own would make.
 """
 
+import argparse
+import functools
+import io
 import math
 import sys
 from pathlib import Path
@@ -17,15 +23,52 @@ import torch
 import common
 import dataset
 import training
-from common import InputError
+from common import Failure, InputError
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = training.resolve_device(args.device)
+    preset = common.PRESETS[args.preset]
+    data = training.load_data(
+        args.dataset, args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+    )
+    # a subset that serves all seeds is read, and noted, once
+    read = functools.cache(lambda path: read_subset(path, data))
+    errors, trained = [], False
+    for seed, path, out in zip(args.seed, args.subset, args.out):
+        try:
+            subset, sidecar = read(path)
+            recipe = describe(args, data, seed, subset, sidecar)
+            recipe["precision"] = precision_of(out, args, device)
+            held = open_start(out, args.force, recipe)
+            if not held:
+                continue
+            with held:
+                if not trained:
+                    training.check_precision(recipe["precision"], device)
+                    training.say_where(device, recipe["precision"])
+                    trained = True
+                pretrain(out, recipe, data, device, subset)
+        except (InputError, Failure) as error:  # the other seeds go on
+            errors.append(error)
+    if errors:
+        kind = Failure if any(isinstance(error, Failure) for error in errors) else InputError
+        raise kind("; ".join(dict.fromkeys(map(str, errors))))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line with all defaults filled in, and as many subsets as seeds and outputs."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
     common.add_training_flags(parser)
-    add("--subset", type=Path, help="subset.npy (default: all training examples)")
+    add(
+        "--subset",
+        type=Path,
+        nargs="+",
+        help="subset.npy, one for all seeds or one for each (default: all training examples)",
+    )
     whole = common.within("[0, inf)", int)
     add(
         "--steps",
@@ -35,82 +78,127 @@ def main(argv: list[str] | None = None) -> None:
     add(
         "--seed",
         type=common.SEED,
-        default=0,
-        help="replicate: fixes w_0 and the data order (default: 0)",
+        nargs="+",
+        default=[0],
+        help="replicate, one or several: fixes w_0 and the data order (default: 0)",
     )
-    add("--out", type=Path, required=True, help="rewind.safetensors to write")
+    add(
+        "--out",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="rewind.safetensors to write, one for each seed",
+    )
     common.add_place_flags(parser)
     args = parser.parse_args(argv)
-
-    device = training.resolve_device(args.device)
-    begun = args.out.is_file() and not args.force
-    made = common.load_info(args.out).get("recipe", {}) if begun else {}
-    recipe = common.resolve_recipe(args)
-    recipe["precision"] = training.resolve_precision(args.precision, device, made)
-    steps = common.PRESETS[recipe["preset"]]["t_star"] if args.steps is None else args.steps
-    if steps > recipe["total_steps"]:
+    args.recipe = common.resolve_recipe(args)
+    args.preset = args.recipe["preset"]
+    if args.steps is None:
+        args.steps = common.PRESETS[args.preset]["t_star"]
+    if args.steps > args.total_steps:
         raise InputError(
-            f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}"
+            f"--steps must be at most the {args.total_steps} total steps, not {args.steps}"
         )
-    common.check_output(args.out, ".safetensors")
-    if common.OF_IMP.fullmatch(args.out.name):
-        raise InputError(f"--out: imp.py writes files named {args.out.name}; use another name")
+    if len(args.seed) != len(args.out):
+        raise InputError(f"--out: {len(args.out)} files for {len(args.seed)} seeds")
+    args.subset = args.subset or [None]
+    if len(args.subset) == 1:
+        args.subset *= len(args.seed)
+    if len(args.subset) != len(args.seed):
+        raise InputError(f"--subset: {len(args.subset)} files for {len(args.seed)} seeds")
+    for out in args.out:
+        common.check_output(out, ".safetensors")
+        if common.OF_IMP.fullmatch(out.name):
+            raise InputError(f"--out: imp.py writes files named {out.name}; use another name")
+        if [other.resolve() for other in args.out].count(out.resolve()) > 1:
+            raise InputError(f"--out: {out} is named twice")
+    return args
 
-    preset = common.PRESETS[recipe["preset"]]
-    data = training.load_data(
-        recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+
+def read_subset(path: Path | None, data: training.Data) -> tuple[np.ndarray | None, dict]:
+    """A subset and what its sidecar says; (None, {}) means all examples.
+
+    InputError: it is empty, not ascending, or has an index that is no training example.
+    """
+    if path is None:
+        return None, {}
+    subset, sidecar = common.load_array(path, np.int64, (None,), data.fingerprint)
+    if not len(subset):
+        raise InputError(f"{path}: holds no index")
+    outside = subset[(subset < 0) | (subset >= len(data.labels))]
+    if len(outside):
+        raise InputError(
+            f"{path}: index {outside[0]}, but there are {len(data.labels)} training examples"
+        )
+    if (np.diff(subset) <= 0).any():
+        raise InputError(f"{path}: is not ascending, or holds an index twice")
+    return subset, sidecar
+
+
+def describe(
+    args: argparse.Namespace,
+    data: training.Data,
+    seed: int,
+    subset: np.ndarray | None,
+    sidecar: dict,
+) -> dict:
+    """The recipe of one starting point, but for its precision."""
+    return (
+        args.recipe
+        | common.resolve_noise(args, sidecar)
+        | {
+            "fingerprint": data.fingerprint,
+            "classes": len(data.classes),
+            "image_size": data.test.shape[1],
+            "rewind_step": args.steps,
+            "seed": seed,
+            "scheme": "all" if subset is None else sidecar.get("select", "custom"),
+            "score": sidecar.get("score"),
+            "class_balanced": sidecar.get("class_balanced"),
+            "subset_size": None if subset is None else len(subset),
+            "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
+        }
     )
-    clean = data.labels.cpu().numpy()
-    subset, sidecar = None, {}
-    if args.subset:
-        subset, sidecar = common.load_array(args.subset, np.int64, (None,), data.fingerprint)
-        if not len(subset):
-            raise InputError(f"{args.subset}: holds no index")
-        for index in subset[(subset < 0) | (subset >= len(clean))]:
-            raise InputError(
-                f"{args.subset}: index {index}, but there are {len(clean)} training examples"
-            )
-        if (np.diff(subset) <= 0).any():
-            raise InputError(f"{args.subset}: is not ascending, or holds an index twice")
-    noise = common.resolve_noise(args, sidecar)
+
+
+def precision_of(out: Path, args: argparse.Namespace, device: torch.device) -> str:
+    """fp32 or bf16; where the file is there, --precision auto means that of the file."""
+    begun = out.is_file() and not args.force
+    made = common.load_info(out).get("recipe", {}) if begun else {}
+    return training.resolve_precision(args.precision, device, made)
+
+
+def open_start(out: Path, force: bool, recipe: dict) -> io.IOBase | None:
+    """The lock of the run folder; None if the file is there already, which is said."""
+
+    def recipe_there() -> dict:
+        return common.check_recipe(out, training.load_tensors(out)[1])
+
+    return common.open_output(out, force, out.parent / ".lock", recipe, recipe_there)
+
+
+def pretrain(
+    out: Path,
+    recipe: dict,
+    data: training.Data,
+    device: torch.device,
+    subset: np.ndarray | None,
+) -> None:
+    """Train one network for the recipe's rewind_step steps and save it; Failure if it diverges."""
     labels = dataset.noisy_labels(
-        clean, len(data.classes), noise["label_noise"], noise["noise_seed"]
+        data.labels.cpu().numpy(), len(data.classes), recipe["label_noise"], recipe["noise_seed"]
     )
-    recipe |= noise | {
-        "fingerprint": data.fingerprint,
-        "classes": len(data.classes),
-        "image_size": data.test.shape[1],
-        "rewind_step": steps,
-        "seed": args.seed,
-        "scheme": "all" if subset is None else sidecar.get("select", "custom"),
-        "score": sidecar.get("score"),
-        "class_balanced": sidecar.get("class_balanced"),
-        "subset_size": None if subset is None else len(subset),
-        "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
-    }
-    held = common.open_output(
-        args,
-        args.out.parent / ".lock",
-        recipe,
-        lambda: common.check_recipe(args.out, training.load_tensors(args.out)[1]),
-    )
-    if not held:
-        return
-    training.check_precision(recipe["precision"], device)
-    training.say_where(device, recipe["precision"])
-    member = training.Member("pre-training", recipe, data, args.seed)
+    member = training.Member("pre-training", recipe, data, recipe["seed"])
     group = training.Group(
         [member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset
     )
-    for _ in training.train(group, steps, peak=recipe["pretrain_lr"]):
+    for _ in training.train(group, recipe["rewind_step"], peak=recipe["pretrain_lr"]):
         pass
     accuracy, loss = training.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
-        common.save_divergence(
-            args.out.parent, recipe=recipe, settings={}, level=None, step=member.step
-        )
-        raise common.Failure(
-            f"the loss is not finite at step {member.step}: try a lower --pretrain-lr"
+        common.save_divergence(out.parent, recipe=recipe, settings={}, level=None, step=member.step)
+        raise Failure(
+            f"{out}: the loss is not finite at step {member.step}: try a lower --pretrain-lr"
         )
     info = {
         "recipe": recipe,
@@ -118,12 +206,13 @@ def main(argv: list[str] | None = None) -> None:
         "test_loss": loss,
         "made_by": training.made_by(device),
     }
-    training.save_tensors(args.out, member.net.state_dict(), info)
-    (args.out.parent / "diverged.json").unlink(missing_ok=True)
+    training.save_tensors(out, member.net.state_dict(), info)
+    (out.parent / "diverged.json").unlink(missing_ok=True)
+    noise = recipe["label_noise"]
     what = f"{recipe['scheme']}, {len(group.subset)} examples"
-    what += f", {noise['label_noise']:.0%} random labels" if noise["label_noise"] else ""
-    print(f"step {steps}   {what}   test accuracy {accuracy:.4f}   loss {loss:.4f}")
-    print(args.out)
+    what += f", {noise:.0%} random labels" if noise else ""
+    print(f"step {recipe['rewind_step']}   {what}   test accuracy {accuracy:.4f}   loss {loss:.4f}")
+    print(out, flush=True)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
         }
     )
     held = common.open_output(
-        args,
+        args.out,
+        args.force,
         args.out.with_suffix(".lock"),
         config,
         lambda: common.load_array(args.out, np.float32, data.labels.shape, data.fingerprint)[1],

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +179,11 @@ TINY_RUNS = {
 
 def taking_notes(folder):
     """A Python that only notes how it was called, for noted(), under a name with a space."""
-    return shutil.copy(ROOT / "tests" / "noting_python.sh", folder / "fake python")
+    text = (ROOT / "tests" / "noting_python.sh").read_text()
+    path = folder / "fake python"
+    path.write_text(text.replace("python3", shlex.quote(sys.executable)))
+    path.chmod(0o755)
+    return path
 
 
 def noted(folder):

@@ -3,14 +3,18 @@
 import argparse
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import FRACTION, STAGES, TINY, equal, level, snapshot
+from conftest import FRACTION, ROOT, STAGES, TINY, equal, level, snapshot
 
 import common
 import training
@@ -374,6 +378,25 @@ def test_presets_hold_the_papers_table_1_and_a_dataset_names_its_own():
         ("cinic10", 56, 256, 0.1, *cinic, 800, 10, 8000, 0.2, 12),
     ):
         assert [common.PRESETS[preset][name] for name in names] == expected
+
+
+def test_presets_are_printed_for_the_shell(capfd):
+    """What a shell reads back is the preset, word by word; common.py imports no torch."""
+    for name, preset in common.PRESETS.items():
+        assert common.cli(common.main, [name]) == 0
+        for line in capfd.readouterr().out.splitlines():
+            key, value = line.split("=", 1)
+            (words,) = shlex.split(value)
+            if key.startswith("scoring_"):
+                expected = preset["scoring"][key.removeprefix("scoring_")]
+            else:
+                expected = preset[key]
+            expected = expected if isinstance(expected, list) else [expected]
+            assert words.split() == [str(word) for word in expected]
+    assert common.cli(common.main, ["imagenet"]) == 2
+    assert re.fullmatch(".*imagenet.*cifar10-small.*\n", capfd.readouterr().err)
+    code = "import sys, common; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_auto_is_the_precision_of_what_is_there_and_done_needs_no_hardware(

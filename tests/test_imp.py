@@ -211,6 +211,23 @@ def test_a_diverging_run_stops_and_its_company_finishes(ok, refused, tmp_path):
     assert not (tmp_path / "lost" / "results.csv").exists()
 
 
+def test_a_start_that_is_missing_is_named_and_the_others_are_trained(ok, refused, tmp_path):
+    first, last = (start(ok, tmp_path / f"seed{n}", "--seed", n) for n in (0, 2))
+    missing = [tmp_path / f"seed{n}" / "rewind.safetensors" for n in (1, 3)]
+    alone = tmp_path / "alone"
+    ok("imp", last, "--levels", 1, "--out", alone)
+    command = ["imp", missing[0], first, missing[1], last, "--levels", 1]
+    for _ in range(2):  # also where the others are done
+        refused(command, *(f"{path}: No such file" for path in missing), status=1)
+    assert [path.parent.exists() for path in missing] == [False, False]
+    assert len(read_csv(first.parent / "results.csv")) == 2
+    assert made(last.parent).items() >= made(alone).items()
+    own = ["--masks", tmp_path / "gone", first.parent, "--out", tmp_path / "a", tmp_path / "b"]
+    refused(["imp", missing[0], first, "--levels", 1, *own], f"{missing[0]}: No such", status=1)
+    assert (tmp_path / "b" / "results.csv").exists()  # the masks go with their start
+    refused(["imp", *missing], *(f"{path}: No such file" for path in missing))
+
+
 # without a save before the signal; at level 1 with those of level 0, where c has nothing to train
 @pytest.mark.parametrize(
     ("stop_at", "every", "expected"), [(8, 60, "a"), (30, 60, "ab"), (50, 1e-9, "abc")]

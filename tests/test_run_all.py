@@ -15,11 +15,19 @@ from conftest import ROOT, TINY_RUNS, made, noted, read_csv, run_all, taking_not
 
 
 def plan(tmp_path, *arguments, **environment):
-    """The lines of a dry run, the cost first; it makes nothing."""
+    """Comments and commands of a dry run, one a line; it makes nothing."""
     done = run_all(*arguments, cwd=tmp_path, DRY_RUN=1, **environment)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
-    return done.stdout.splitlines()
+    lines = []
+    for line in done.stdout.splitlines():
+        lines += [line] if line.startswith("#") else line.split("\t")[3:]
+    return lines
+
+
+def outputs(line):
+    """The starting points that a pretrain.py makes."""
+    return re.findall(r"\S+/rewind\.safetensors", line.partition(" --out ")[2])
 
 
 def calling(lines, stage):
@@ -28,15 +36,33 @@ def calling(lines, stage):
 
 def settings(lines):
     """Run folders that are pre-trained, and how many replicates each has."""
-    folders = [
-        re.search(r"--out \S*?/[\w-]+/(\S+)/seed\d", line)[1] for line in calling(lines, "pretrain")
-    ]
+    paths = [path for line in calling(lines, "pretrain") for path in outputs(line)]
+    folders = [path.split("/")[-3] for path in paths]
     return {name: folders.count(name) for name in folders}
 
 
 def pruned(lines):
     """The starting points of every imp.py."""
     return [re.findall(r"\S+/rewind\.safetensors", line) for line in calling(lines, "imp")]
+
+
+INPUTS = r" (?:--scores|--subset) ((?:(?!--)\S+ )+)"
+
+
+@pytest.mark.parametrize("arguments", ["digits", "cinic10 fig6", "digits controls"])
+def test_what_a_wave_reads_was_made_by_one_before(tmp_path, arguments):
+    done = run_all(*arguments.split(), cwd=tmp_path, DRY_RUN=1)
+    tasks = [line.split("\t") for line in done.stdout.splitlines() if not line.startswith("#")]
+    waves = list(dict.fromkeys(wave for wave, *_ in tasks))  # in the order of launch.sh
+    data = ["data"] if "cinic10" in arguments else []
+    control = ["control"] if "controls" in arguments else []
+    assert waves == [*data, "score", "subset", "imp", *control, "plot"]
+    made = set()
+    for wave in waves:
+        commands = [c for name, _, _, *commands in tasks if name == wave for c in commands]
+        for words in (words for command in commands for words in re.findall(INPUTS, command)):
+            assert made.issuperset(words.split())
+        made |= {c.split()[-1] for c in commands}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +90,7 @@ def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
     lines = plan(tmp_path, *arguments.split())
     assert len(settings(lines)) == count
     assert set(settings(lines).values()) == {6 if "small" in arguments else 4}
-    starts = [line.split()[-1] for line in calling(lines, "pretrain")]
+    starts = [path for line in calling(lines, "pretrain") for path in outputs(line)]
     assert len(calling(lines, "score_el2n")) == scores
     assert calling(lines, "plot") == lines[-1:]
     for second in (False, "stability" in arguments):  # also in a second order, dense
@@ -109,9 +135,9 @@ def test_the_cost(tmp_path):
         ("digits", 12, 6, 2 * 8 * 100 + 12 * 6 * 320 - 5 * (2 * 20 + 9 * 10), {}),
         ("digits", 12, 4, 2 * 2 * 5 + 12 * 4 * 150 - 3 * (2 * 20 + 9 * 10), few),
     ):
-        first, *_ = plan(tmp_path, name, **{"SEEDS": "7"} | more)
-        assert f" {runs} runs of {trainings} trainings in" in first
-        assert f" {steps} training steps" in first
+        first, second, *_ = plan(tmp_path, name, **{"SEEDS": "7"} | more)
+        assert f" {runs} starting points of {trainings} trainings" in first
+        assert f" {steps} training steps" in second
 
 
 @pytest.mark.parametrize(
@@ -138,7 +164,8 @@ def test_the_cost(tmp_path):
         "T_STAR=5",
         "T_STAR=0",
         "PYTHON=none",
-        "LAUNCHER=slurm DRY_RUN=1 RUNS=50%/runs",  # a pattern to Slurm
+        "SEEDS=07",  # an octal number to bash
+        "SLOTS=many",
     ],
 )
 def test_bad_arguments_and_settings_are_one_line(tmp_path, words):
@@ -149,6 +176,12 @@ def test_bad_arguments_and_settings_are_one_line(tmp_path, words):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert words.split()[-1].split("=")[0] in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_slurm_takes_no_path_that_is_a_pattern(tmp_path):
+    done = run_all(cwd=tmp_path, LAUNCHER="slurm", DRY_RUN=1, RUNS="50%/runs")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "50%/runs/logs" in done.stderr
 
 
 def test_the_demonstration_at_a_tiny_scale(demonstration, tmp_path):
@@ -208,6 +241,7 @@ def fake(tmp_path):
         ("cifar10", "4,5", 5, [5] * 4 + [4]),  # 5 tasks share 2 GPUs
         ("cifar10", "", 2, [1] * 24),
         ("cifar10", "-1", 3, [1] * 24),
+        ("cifar10", "NoDevFiles", 3, [1] * 24),  # what Slurm says where there are none
         ("digits", "", 2, [4] * 12),
     ],
 )
@@ -218,7 +252,8 @@ def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(
 
     Without one, a run or, of the demonstration, a setting with its replicates.
     """
-    done = fake(name, SEEDS="0 1 2 3", CUDA_VISIBLE_DEVICES=devices, JOBS=jobs)
+    seen = len(re.findall(r"\b(\d+|GPU-\w+|MIG-\w+)\b", devices.replace("-1", "")))
+    done = fake(name, SEEDS="0 1 2 3", CUDA_VISIBLE_DEVICES=devices, JOBS=jobs, GPUS=seen)
     assert done.returncode == 0, done.stderr
     used, threads, lines = zip(*noted(tmp_path))
     tasks = pruned(lines)
@@ -226,23 +261,22 @@ def test_a_task_has_up_to_eight_runs_and_a_gpu_or_one_thread(
     assert len({run for task in tasks for run in task}) == sum(each)
     trains = [device for device, line in zip(used, lines) if "imp.py" in line]
     assert set(trains) <= set(devices.replace(" ", "").split(","))
-    assert set(threads) == {"1" if devices in ("", "-1") else "free"}
+    assert set(threads) == {"free" if seen else "1"}
 
 
 @pytest.mark.parametrize(
-    ("breaks", "status", "devices", "left"),
+    ("breaks", "status", "gpus"),
     [
-        ("pretrain.py*all-t0/seed0", 1, "0", 11),  # one of the six runs of its task
-        ("pretrain.py*all-t0/seed0", 1, "", 11),  # the only one
-        ("imp.py*all-t0/seed0", 255, "", 12),  # a status at which xargs would stop
+        ("pretrain.py*all-t0/seed0", 1, "0"),  # one of the six curves of its task
+        ("pretrain.py*all-t0/seed0", 1, ""),  # the only one; imp.py is left to say what is missing
+        ("imp.py*all-t0/seed0", 255, ""),  # a status at which xargs would stop
     ],
 )
-def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, devices, left):
-    done = fake(CUDA_VISIBLE_DEVICES=devices, BREAKS=breaks, STATUS=status)
+def test_what_fails_leaves_the_others(fake, tmp_path, breaks, status, gpus):
+    done = fake(CUDA_VISIBLE_DEVICES=gpus, GPUS=len(gpus), BREAKS=breaks, STATUS=status)
     assert done.returncode == 1
     lines = [line for *_, line in noted(tmp_path)]
-    assert all(pruned(lines))  # none without a starting point
-    assert len({run for task in pruned(lines) for run in task}) == left
+    assert len({run for task in pruned(lines) for run in task}) == 12
     assert len(calling(lines, "plot")) == 1
     ((command, log),) = re.findall(
         rf"^status {status} from (.*)\n(.*):\n  it broke$", done.stderr, re.M
@@ -458,12 +492,13 @@ def test_where_there_are_gpus_every_task_gets_one(cluster, tmp_path):
     notes = noted(tmp_path)
     pruned = [note for note in notes if "imp.py" in note[2]]
     assert sorted(gpu for gpu, *_ in pruned) == ["0", "1"]
-    assert sorted(words.count("rewind.safetensors") for *_, words in pruned) == [5, 6]
+    assert [words.count("rewind.safetensors") for *_, words in pruned] == [6, 6]
     for gpu, _, words in pruned:  # a task makes the starting points of its runs
-        starts = {
-            note[2].split()[-1] for note in notes if "pretrain.py" in note[2] and note[0] == gpu
-        }
+        commands = [note[2] for note in notes if "pretrain.py" in note[2] and note[0] == gpu]
+        starts = {path for command in commands for path in outputs(command)}
         assert starts >= {word for word in words.split() if "rewind" in word}
-    for gpu, threads, words in notes:
+    data, *rest = notes  # the data are fetched here, before anything is submitted
+    assert "dataset.py cifar10 --data-dir data" in data[2]
+    for gpu, threads, words in rest:
         trains = re.search("score_el2n|pretrain|imp", words) is not None
         assert (gpu != "none", threads == "free") == (trains, trains)
