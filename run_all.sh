@@ -87,7 +87,7 @@ python=$(type -P "${PYTHON:-python}") || fail "PYTHON: no ${PYTHON:-python} here
 add() { printf %s "$1"; printf ' %q' "$python" "$here/$2" "${@:3}"; echo; } # WAVE STAGE ARGUMENT...
 
 setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve, all its replicates
-  local scheme=$1 size=$2 tag="" label=() own=() how=() seed folder scored file="" first=""
+  local scheme=$1 size=$2 tag="" label=() own=() how=() a=() b=() seed folder scored file="" first=""
   local data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "${DATA_DIR:-data}")
   ((${4:-0} == 0)) || { tag=-noise$4 label=(--label-noise "$(printf 0.%02d "$4")"); }
   folder=$runs/$scheme${size:+-$size}-t$3$tag scored=$runs/el2n$tag.npy
@@ -110,7 +110,9 @@ setting() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRETRAINING RATE]]: one curve
   case $figure in
     controls) FIRST=$first under "$folder-reinit" "$folder" "$folder-reinit" # another w_0 for every replicate
       under "$folder" "$folder" "$folder-shuffled" --shuffle-masks ;;
-    stability) under "$folder" "$folder" "$folder-order1000" --order-seed 1000 ;; # no replicate's own order
+    stability) under "$folder" "$folder" "$folder-order1000" --order-seed 1000 # no replicate's own order
+      for seed in $seeds; do a+=("$folder/seed$seed") b+=("$folder-order1000/seed$seed"); done
+      add connect connectivity.py "${a[@]}" --with "${b[@]}" --data-dir "${DATA_DIR:-data}" --out "$out/${folder##*/}" ;;
   esac
 }
 under() { # START MASKS OUT [FLAG...]: the starting points in a folder under the masks of the finished runs in another
@@ -120,6 +122,14 @@ under() { # START MASKS OUT [FLAG...]: the starting points in a folder under the
   done
   add "control${FIRST-}" imp.py "${imp[@]}" "${@:4}" "${starts[@]}" --masks "${masks[@]}" --out "${outs[@]}"
 }
+masks() { # FOLDER FOLDER: how alike masks are, of two settings of each seed and of two seeds of each setting
+  local a=() b=() folder one two
+  for one in $seeds; do a+=("$1/seed$one") b+=("$2/seed$one"); done
+  for folder in "$@"; do for one in $seeds; do for two in $seeds; do
+    ((10#$one >= 10#$two)) || { a+=("$folder/seed$one"); b+=("$folder/seed$two"); }
+  done; done; done
+  add connect connectivity.py "${a[@]}" --with "${b[@]}" --out "$out/${2##*/}"
+}
 family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for T steps, subsets for T/2 steps
   local scheme size steps
   setting all "" 0
@@ -128,7 +138,7 @@ family() { # T SCHEMES SIZES [NOISE]: no pre-training, all data for T/2 and for 
 }
 plan() { # the figures
   local schemes="random easy" easy=easy half=$((t / 2)) shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}")
-  local noise r steps
+  local out=${FIGURES:-figures/$preset/$figure} noise r steps
   [[ $preset != *-small && $preset != digits ]] || schemes+=" easy-balanced" easy=easy-balanced # few examples lack classes
   case $preset-$figure in
     digits-fig2) family "$t" "$schemes hard" "$size"; family "$t" "$schemes" "$size" 50 ;;
@@ -139,20 +149,23 @@ plan() { # the figures
     c*-fig7) for noise in ${NOISE:-10 50}; do family "$t" "$schemes" "${SIZES:-512 1024 2048 3200}" $noise; done ;;
     *-tstar) setting all "" 0 # how long, and at which rate, must pre-training on all data be?
       for steps in $search; do for r in $rates; do setting all "" $steps 0 $r; done; done ;;
-    *-stability) family "$t" "$schemes hard" "$size"; shown=(--figure barrier --data-dir "${DATA_DIR:-data}") ;;
+    *-stability) family "$t" "$schemes hard" "$size"; shown=(--figure barrier) ;;
     *-controls) setting all "" "$t"; shown=(--figure controls masks)
-      for size in $size; do setting $easy $size $half
+      for size in $size; do setting $easy $size $half; masks "$runs/all-t$t" "$runs/$easy-$size-t$half"
         under "$runs/$easy-$size-t$half" "$runs/all-t$t" "$runs/$easy-$size-t$half-under-all-t$t"; done ;;
     *) fail "no figure '$figure' of $preset: fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability" ;;
   esac
   [[ $figure != fig[56] ]] || shown+=(4)
   [[ $preset-$figure != digits-fig* && $figure != tstar ]] || shown=() # every panel there is
-  add plot plot.py "$runs" "${shown[@]}" --out "${FIGURES:-figures/$preset${shown:+/$figure}}"
+  [[ ${shown-} ]] || out=${FIGURES:-figures/$preset}
+  add plot verdicts.py "$runs" "${shown[@]}" --out "$out"
+  add plot plot.py "$out"
 }
 [[ $figure != stability ]] || LEVELS=${LEVELS:-0} # dense
 imp=(--data-dir "${DATA_DIR:-data}" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
 plan=$(plan | awk '!seen[$0]++') # settings share scores, subsets and baselines
-for name in score subset start control plot; do mapfile -t "${name}s" < <(sed -n "s/^$name //p" <<<"$plan"); done
+for name in score subset start control connect plot; do mapfile -t "${name}s" < <(sed -n "s/^$name //p" <<<"$plan"); done
+plots=("$(printf '%s\t' "${plots[0]}" "${connects[@]}")${plots[1]}") # one task: tables, pairs of runs, pictures
 
 # ---------------------------------------------------------------- where: GPUs or cores of this machine, or a cluster
 gpus="" gres="" slots=1 each=1 steps=0 tasks=()
