@@ -296,16 +296,21 @@ def is_done(out: Path, wanted: list[dict]) -> bool:
     return False
 
 
-def save_score(path: Path, pairs: list[Pair], examples: list[np.ndarray], made_by: dict) -> bool:
-    """Save the mean loss barrier of each example as a score, unless pairs are of several settings.
+def save_score(
+    out: Path, pairs: list[Pair], examples: list[np.ndarray], made_by: dict
+) -> list[Path]:
+    """Save the mean loss barrier of each example as a score, if there are pairs of one setting.
 
-    Returns whether it was saved.
+    Returns its path; nothing if there is none.
     """
+    path = out / "loss_barrier.npy"
     path.unlink(missing_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
+    if not pairs:
+        return []
     if any(pair.setting != pairs[0].setting for pair in pairs):
         print(f"note: pairs of several settings, so no {path.name}: give each its own --out")
-        return False
+        return []
     recipe = pairs[0].a.recipe
     about = {key: recipe[key] for key in ("preset", "dataset", "fingerprint")}
     about |= {
@@ -317,7 +322,7 @@ def save_score(path: Path, pairs: list[Pair], examples: list[np.ndarray], made_b
         "made_by": made_by,
     }
     common.save_array(path, np.mean(examples, axis=0).astype(np.float32), about)
-    return True
+    return [path]
 
 
 def describe(row: dict) -> str:
@@ -340,34 +345,39 @@ def measure(pairs: list[Pair], read: list[dict], args: argparse.Namespace) -> li
 
     read  what connectivity.json says of the pairs
     """
-    paths = [args.out / "connectivity.csv"]
     rows = [compare_masks(pair, args.out) for pair in pairs]
     crossed = [k for k, pair in enumerate(pairs) if pair.of_one_start]
-    made_by = common.made_by()
-    examples = []
-    if crossed:
-        device = training.resolve_device(args.device)
-        data = load_images([pairs[k] for k in crossed], args.data_dir, device)
-        made_by = training.made_by(device)
-        for k in tqdm(crossed, "barriers", disable=None, leave=False):
-            examples.append(add_barriers(pairs[k], rows[k], data))
-
+    examples, made_by = measure_barriers(
+        [pairs[k] for k in crossed], [rows[k] for k in crossed], args
+    )
     lines = [row for of_pair in rows for row in of_pair]
     for line in lines:
         print(describe(line))
     # connectivity.json says that the others are complete: so it is removed first and written last
-    done = args.out / "connectivity.json"
+    path, done = args.out / "connectivity.csv", args.out / "connectivity.json"
     done.unlink(missing_ok=True)
-    score = args.out / "loss_barrier.npy"
-    if not crossed:
-        score.unlink(missing_ok=True)
-    elif save_score(score, [pairs[k] for k in crossed], examples, made_by):
-        paths.append(score)
-    table = [[line.get(key, "") for key in COLUMNS] for line in lines]
-    common.write_csv(paths[0], [COLUMNS, *table])
+    score = save_score(args.out, [pairs[k] for k in crossed], examples, made_by)
+    common.write_csv(path, [COLUMNS, *([line.get(key, "") for key in COLUMNS] for line in lines)])
     about = {"version": common.VERSION, "pairs": read, "made_by": made_by}
     common.atomic_write(done, common.to_json(about, indent=1) + b"\n")
-    return paths
+    return [path, *score]
+
+
+def measure_barriers(
+    pairs: list[Pair], rows: list[list[dict]], args: argparse.Namespace
+) -> tuple[list[np.ndarray], dict]:
+    """Fill the barriers of pairs of one start into their rows.
+
+    Returns the loss barriers [N] of each pair, and what is recorded of this process.
+    """
+    if not pairs:  # so no device and no image is needed
+        return [], common.made_by()
+    device = training.resolve_device(args.device)
+    data = load_images(pairs, args.data_dir, device)
+    examples = []
+    for pair, of_pair in tqdm([*zip(pairs, rows)], "barriers", disable=None, leave=False):
+        examples.append(add_barriers(pair, of_pair, data))
+    return examples, training.made_by(device)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -981,24 +981,20 @@ def summarise(
 
 def report(args: argparse.Namespace) -> list[Path]:
     """Print the tables and write the files of all experiments; returns the paths."""
-    first, last = args.levels or (1, None)
     experiments = read_experiments(args)
     numbers, comparisons, tables = [], [], []
     for name, curves in experiments.items():
         preset = curves[0].settings["preset"]
         if args.preset not in (None, preset):
             continue
-        if args.levels and first >= max(len(c.remaining) for c in curves):
-            raise InputError(f"--levels: {name} has no level {first}")
-        panels = make_panels(curves, preset)
-        rows, panels = summarise(name, curves, panels, args)
-        numbers += rows
+        if args.levels and args.levels[0] >= max(len(c.remaining) for c in curves):
+            raise InputError(f"--levels: {name} has no level {args.levels[0]}")
+        rows, panels = summarise(name, curves, make_panels(curves, preset), args)
+        numbers += [[row.get(key, "") for key in SUMMARY] for row in rows]
         for panel in panels:
-            head, compared = f"{name}, {panel.title}", compare_pairs(panel, first, last)
-            of_panel = comparison_rows(panel, compared, args.margin)
-            comparisons += [[name, *row] for row in of_panel]
-            tables.append(accuracy_table(head, panel))
-            tables.append(verdict_table(head, panel, compared, args.margin))
+            rows, texts = judge(name, panel, args)
+            comparisons += rows
+            tables += texts
     if not numbers:
         known = ", ".join(sorted({curves[0].settings["preset"] for curves in experiments.values()}))
         raise InputError(
@@ -1007,12 +1003,20 @@ def report(args: argparse.Namespace) -> list[Path]:
     text = "\n".join(filter(None, tables))
     print(text)
     paths = [args.out / name for name in ("summary.csv", "verdicts.csv", "summary.md")]
-    common.write_csv(
-        paths[0], [SUMMARY, *([row.get(key, "") for key in SUMMARY] for row in numbers)]
-    )
+    common.write_csv(paths[0], [SUMMARY, *numbers])
     common.write_csv(paths[1], [VERDICTS, *comparisons])
     common.atomic_write(paths[2], (text.lstrip() + "\n").encode())
     return paths
+
+
+def judge(name: str, panel: Panel, args: argparse.Namespace) -> tuple[list[list], list[str]]:
+    """A panel's rows of verdicts.csv, and its two tables."""
+    first, last = args.levels or (1, None)
+    compared = compare_pairs(panel, first, last)
+    rows = [[name, *row] for row in comparison_rows(panel, compared, args.margin)]
+    head = f"{name}, {panel.title}"
+    tables = [accuracy_table(head, panel), verdict_table(head, panel, compared, args.margin)]
+    return rows, tables
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -434,7 +434,7 @@ def test_what_another_version_made_is_refused_with_one_line(
         [*START, rewind],
         ["imp", rewind, "--levels", 1],
         ["verdicts", folder, "--out", folder],
-        ["connectivity", folder, "--with", folder, "--out", folder],
+        ["connectivity", rewind.parent, "--with", rewind.parent, "--out", folder],
     ]
     for command in commands:
         refused(
