@@ -415,18 +415,32 @@ def read_pairs(folder: Path, names: dict[Path, Run]) -> dict[str, list[list[dict
         table = read_table(path)
         with common.reading(path):
             for row in table:
-                for which in "ab":
-                    name = row[f"name_{which}"]
-                    unknown = Run(folder.resolve().name, name, "", (name, "", "", "", ""))
-                    place = (path.parent / row[which]).resolve()
-                    row[f"run_{which}"] = names.get(place, unknown)
                 for key in MEASURED:
                     row[key] = float(row[key]) if row[key] else np.nan
-        for rows in grouped(table, "a", "b").values():
-            places = [(path.parent / rows[0][which]).resolve() for which in "ab"]
-            of_one = experiments.setdefault(rows[0]["run_a"].experiment, {})
-            of_one[tuple(places)] = rows  # a pair counts once, however many tables have it
+            for folders, rows in grouped(table, "a", "b").items():
+                places = tuple((path.parent / name).resolve() for name in folders)
+                runs = call_runs(rows[0], [names.get(place) for place in places], folder)
+                of_one = experiments.setdefault(runs["run_a"].experiment, {})
+                # a pair counts once, however many tables have it
+                of_one[places] = [row | runs for row in rows]
     return {name: [*pairs.values()] for name, pairs in experiments.items()}
+
+
+def call_runs(row: dict, known: list[Run | None], folder: Path) -> dict[str, Run]:
+    """run_a and run_b of a pair, of which summary.csv knows both, one or none.
+
+    A run that it does not know is called like the other one if both are of one start, as where one
+    of them has another batch order; else as in connectivity.csv.
+    """
+    runs = {}
+    for which, run, other in (("a", *known), ("b", *reversed(known))):
+        name = row[f"name_{which}"]
+        if run is None and row["name_a"] == row["name_b"]:
+            run = other
+        if run is None:
+            run = Run(folder.resolve().name, name, "", (name, "", "", "", ""))
+        runs[f"run_{which}"] = run
+    return runs
 
 
 def curve_over_pairs(run: Run, pairs: list[list[dict]], what: str, factor: float = 1) -> Curve:

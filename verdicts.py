@@ -245,18 +245,18 @@ def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarra
         level, remaining, accuracy = np.array(drawn).T
         if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
             raise ValueError("a level is missing, or a number")
-    # the first alone is read: the others need not be copied along
-    for file in sorted(folder.glob("level*.safetensors"))[:1]:
-        info = common.load_info(file)
-        with common.reading(file):
-            common.check_version(file, info["recipe"])
-            if info["row"] != rows[info["row"]["level"]]:
-                raise InputError(
-                    f"{path}: its level {info['row']['level']} is not that of {file.name}"
-                )
-            seed, settings = common.replicate(info)
-            return seed, settings, info["recipe"]["subset_sha256"], remaining, 100 * accuracy
-    raise InputError(f"{path}: no level file beside it says what was trained")
+    files = sorted(folder.glob("level*.safetensors"))
+    if not files:
+        raise InputError(f"{path}: no level file beside it says what was trained")
+    file = files[0]  # the others need not be copied along
+    info = common.load_info(file)
+    with common.reading(file):
+        common.check_version(file, info["recipe"])
+        level = info["row"]["level"]
+        if info["row"] != rows[level]:
+            raise InputError(f"{path}: its level {level} is not that of {file.name}")
+        seed, settings = common.replicate(info)
+        return seed, settings, info["recipe"]["subset_sha256"], remaining, 100 * accuracy
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import PAPER, accuracies, comparisons, fake_runs, read_csv, table_rows
+from conftest import PAPER, ROOT, accuracies, comparisons, fake_runs, read_csv, table_rows
 
 import common
 
@@ -187,3 +189,25 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
     (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
     expected = easy[:, 1:].mean() - 100 * np.mean(raw[3200][1:17])
     assert float(row[2]) == pytest.approx(expected, abs=0.005)
+
+
+def test_tables_that_cannot_be_drawn_are_one_line(ok, refused, tmp_path):
+    refused(["plot", tmp_path / "nowhere"], "nowhere")
+    refused(["plot", tmp_path, "--figure", "masks"], "nothing to draw")  # without connectivity.csv
+    path = tmp_path / "summary.csv"
+    for text in ("", "a,b\n1,2\n", "experiment,picture,panel\ndigits,all,0\n"):
+        path.write_text(text)
+        refused(["plot", tmp_path], str(tmp_path))
+    ok("verdicts", "--paper", PAPER, "--preset", "cifar100", "--figure", 2, "--out", tmp_path)
+    refused(["plot", tmp_path, "--figure", 7], "nothing to draw")
+    refused(["plot", tmp_path, "--figure", 9], "--figure")
+    (tmp_path / "connectivity.csv").write_text("a,b\n1,2\n")
+    refused(["plot", tmp_path, "--figure", "masks"], "connectivity.csv")
+
+
+@pytest.mark.parametrize("stage", ["verdicts", "plot"])
+def test_tables_and_help_need_neither_torch_nor_matplotlib(stage):
+    heavy = "{'torch', 'matplotlib', 'scipy', 'tqdm'}"
+    code = f"import sys, {stage}; print({heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
