@@ -100,6 +100,11 @@ PRETRAINING = (
     "labels_sha256",
 )
 
+# The settings that a curve's name or panel always says; and what a start without pre-training has
+# there, since it saw no data, whatever its subset was.
+KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")
+NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
+
 
 # ------------------------------------------------------------ errors, random streams
 
@@ -574,6 +579,27 @@ def start_name(recipe: dict) -> str:
         if recipe[key] not in (None, usual)
     )
     return f"{recipe['scheme']}{balanced}{size}-t{recipe['rewind_step']}{noise}{lr}{more}"
+
+
+def replicate(info: dict) -> tuple[int, dict]:
+    """The number of a replicate, and the settings that it shares with the others of its curve.
+
+    info  what a level file or diverged.json says
+    """
+    settings = info["recipe"] | {key: v for key, v in info.items() if key not in RECORDED}
+    for key in ("rewind_sha256", "masks_sha256"):  # of what is each replicate's own
+        settings.pop(key, None)
+    seed = settings.pop("seed")
+    if masks := settings.get("masks"):
+        # A run under the masks of another is the replicate that made them, and its setting is
+        # theirs: the number of that run stands in no setting.
+        seed = masks["seed"]
+        settings |= {"masks": masks["setting"], "same_start": masks["same_start"]}
+    if settings["rewind_step"] == 0:
+        return seed, settings | dict.fromkeys(PRETRAINING) | NO_PRETRAINING
+    if settings["scheme"] not in ("easy", "hard", "custom") and settings["score"] is None:
+        settings["subset_sha256"] = None  # nothing but chance chose it, for each seed anew
+    return seed, settings
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -11,20 +12,24 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
+PAPER = ROOT / "paper_curves.json"
 sys.path.insert(0, str(ROOT))
 
 import imp  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import common  # noqa: E402
+import connectivity  # noqa: E402
 import dataset  # noqa: E402
 import make_subset  # noqa: E402
 import plot  # noqa: E402
 import pretrain  # noqa: E402
 import score_el2n  # noqa: E402
 import training  # noqa: E402
+import verdicts  # noqa: E402
 
 torch.set_num_threads(1)
 STAGES = {
@@ -33,6 +38,8 @@ STAGES = {
     "subset": make_subset,
     "pretrain": pretrain,
     "imp": imp,
+    "connectivity": connectivity,
+    "verdicts": verdicts,
     "plot": plot,
 }
 TINY = [
@@ -97,6 +104,17 @@ def ok(call):
 
 
 @pytest.fixture
+def draw(ok):
+    """draw("runs", ..., "--out", folder): verdicts.py, then plot.py; returns what they print."""
+
+    def draw(*argv):
+        folder = argv[argv.index("--out") + 1]
+        return ok("verdicts", *argv) + ok("plot", folder)
+
+    return draw
+
+
+@pytest.fixture
 def refused(call, tmp_path):
     """refused(command, "a word", ...): status 2, one line with all the words, no file changed."""
 
@@ -135,6 +153,11 @@ def level(folder, n):
     return training.load_tensors(folder / f"level{n:02d}.safetensors")
 
 
+def part(folder, n, which):
+    """{name: tensor} of the weights, masks or next masks of a level."""
+    return common.part(level(folder, n)[0], which)
+
+
 def equal(a, b):
     """Do two dictionaries of tensors hold the same bits?"""
     return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
@@ -165,6 +188,78 @@ def made(folder):
         elif path.suffix in (".json", ".npy", ".png"):
             found[name] = re.sub(rb'"command": .*', b"", path.read_bytes())
     return found
+
+
+def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **settings):
+    """Folders as imp.py leaves them, a seed for each row of accuracies.
+
+    name  scheme, examples if it is a subset, and steps: "easy 64 2" or "all 4"
+    """
+    scheme, *size, step = name.split()
+    recipe = {
+        "preset": "cifar10",
+        "dataset": "cifar10",
+        "depth": 20,
+        "lr": 0.1,
+        "scheme": scheme,
+        "subset_size": int(*size) if size else None,
+        "rewind_step": int(step),
+        "label_noise": noise,
+        "noise_seed": 0,
+        "pretrain_lr": rate,
+        "class_balanced": None,
+        "score": None,
+        "version": common.VERSION,
+    }
+    info = {"prune_fraction": 0.2, "order_seed": None, "criterion": "magnitude"} | (own or {})
+    for seed, accuracy in enumerate(rows, first):
+        folder = Path(root, f"{name}-{noise}-{rate}", f"seed{seed}")
+        folder.mkdir(parents=True)
+        recipe["subset_sha256"] = (
+            f"{scheme}{seed if scheme == 'random' else ''}{0:064}" if size else None
+        )
+        info |= {"rewind_sha256": f"{folder}", "recipe": recipe | {"seed": seed}}
+        for key, value in settings.items():
+            (info if key in info else info["recipe"])[key] = value
+        for n, a in enumerate(accuracy[:2]):  # the others were not copied along
+            row = {"level": n, "weights_remaining": 0.8**n, "test_accuracy": float(a)}
+            common.save_tensors(folder / f"level{n:02d}.safetensors", {}, info | {"row": row})
+        lines = [f"{n},{0.8**n},{float(a)}\n" for n, a in enumerate(accuracy)]
+        (folder / "results.csv").write_text(
+            "level,weights_remaining,test_accuracy\n" + "".join(lines)
+        )
+    return folder
+
+
+def diverge(folder, level, step, seed, **more):
+    """The diverged.json of a replicate: of imp.py or, without a level, of pretrain.py."""
+    info = common.load_info(folder / "level00.safetensors")
+    recipe = info.pop("recipe") | {"seed": seed}
+    own = {key: value for key, value in info.items() if key != "row" and level is not None}
+    told = {"recipe": recipe, "settings": own | more, "level": level, "step": step}
+    (folder / "diverged.json").write_text(json.dumps(told))
+
+
+def comparisons(folder, a, b):
+    """{(first level, last level): row of verdicts.csv} of A against B."""
+    rows = [row for row in read_csv(folder / "verdicts.csv") if (row["a"], row["b"]) == (a, b)]
+    return {(int(row["first_level"]), int(row["last_level"])): row for row in rows}
+
+
+def table_rows(text, *starts):
+    """The cells of a Markdown table's rows whose first cells begin with these."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
+    return [row for row in rows if all(cell.startswith(start) for cell, start in zip(row, starts))]
+
+
+def accuracies(root, name):
+    """[replicates, levels] in %, from the files."""
+    rows = [read_csv(path) for path in sorted(Path(root).glob(f"{name}-*/*/results.csv"))]
+    return 100 * np.array([[float(row["test_accuracy"]) for row in run] for run in rows])
 
 
 TINY_RUNS = {
@@ -213,3 +308,16 @@ def demonstration(tmp_path_factory):
     done = run_all(cwd=where, RUNS="my runs/digits", PYTHONIOENCODING="ascii", **TINY_RUNS)
     assert done.returncode == 0, done.stdout + done.stderr
     return where, done.stdout
+
+
+ALL, EASY = "all data, 20 steps", "easy 256, 10 steps, balanced"  # curves
+
+
+@pytest.fixture(scope="session")
+def controls(tmp_path_factory):
+    """The folder of `run_all.sh digits controls` at a tiny scale: two seeds, two prunings."""
+    where = tmp_path_factory.mktemp("controls")
+    flags = "--depth 8 --width 2 --total-steps 40 --milestones 30"
+    done = run_all("digits", "controls", cwd=where, **TINY_RUNS | {"SEEDS": "0 1", "FLAGS": flags})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where

@@ -456,7 +456,8 @@ def test_what_another_version_made_is_refused_with_one_line(
         [*START, folder / "other.safetensors", "--subset", subset],
         [*START, rewind],
         ["imp", rewind, "--levels", 1],
-        ["plot", folder],
+        ["verdicts", folder, "--out", folder],
+        ["connectivity", rewind.parent, "--with", rewind.parent, "--out", folder],
     ]
     for command in commands:
         refused(

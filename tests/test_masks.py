@@ -1,21 +1,11 @@
-"""Masks on trial: training under the masks of another run, and the figures about it."""
-
-import json
-import shutil
+"""Masks on trial: training under the masks of another run, and how that compares."""
 
 import numpy as np
 import pytest
-import torch
-from conftest import FRACTION, TINY_RUNS, equal, level, made, read_csv, run_all, start
+from conftest import ALL, EASY, FRACTION, equal, level, made, part, read_csv, start
 
 import common
-import plot
 import training
-
-
-def part(folder, n, which):
-    """{name: tensor} of the weights, masks or next masks of a level."""
-    return common.part(level(folder, n)[0], which)
 
 
 @pytest.fixture
@@ -145,20 +135,6 @@ def test_masks_that_cannot_be_used_are_one_line(ok, refused, pruned, tmp_path):
         refused(["imp", rewind, "--levels", 2, "--out", tmp_path / "out", *flags], *words)
 
 
-ALL, EASY = "all data, 20 steps", "easy 256, 10 steps, balanced"  # curves, and their runs:
-FOLDERS = {ALL: "all-t20", EASY: "easy-balanced-256-t10"}
-
-
-@pytest.fixture(scope="module")
-def controls(tmp_path_factory):
-    """The folder of `run_all.sh digits controls` at a tiny scale: two seeds, two prunings."""
-    where = tmp_path_factory.mktemp("controls")
-    flags = "--depth 8 --width 2 --total-steps 40 --milestones 30"
-    done = run_all("digits", "controls", cwd=where, **TINY_RUNS | {"SEEDS": "0 1", "FLAGS": flags})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return where
-
-
 def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
     rows = read_csv(controls / "figures/digits/controls/verdicts.csv")
     found = {(row["a"], row["b"]): row for row in rows if row["first_level"] != row["last_level"]}
@@ -177,90 +153,14 @@ def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
     difference = found["no pre-training, masks=all-t20", ALL]["difference"]
     assert float(difference) == pytest.approx(100 * (np.mean(reinit) - np.mean(own)))
     assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
-    ok("plot", controls / "runs/digits", "--out", controls / "plain")  # other figures go without
+    ok(
+        "verdicts", controls / "runs/digits", "--out", controls / "plain"
+    )  # other figures go without
     assert not any("masks=" in row["curve"] for row in read_csv(controls / "plain/summary.csv"))
 
 
-def test_figure_masks_against_numpy_and_chance_against_a_simulation(controls):
-    rows = read_csv(controls / "figures/digits/controls/digits-masks.csv")
-    assert len(rows) == 3 * 4  # levels; two schemes of each seed, two seeds of each scheme
-    draw = np.random.default_rng(0)
-    for row in rows:
-        runs = [controls / f"runs/digits/{FOLDERS[row[x]]}/seed{row['seed_' + x]}" for x in "ab"]
-        masks = [sorted(part(folder, int(row["level"]), "mask").items()) for folder in runs]
-        layers = [[mask.flatten().numpy().astype(bool) for _, mask in of] for of in masks]
-        a, b = map(np.concatenate, layers)
-        assert float(row["overlap"]) == (a & b).sum() / (a | b).sum()
-        both = np.mean(
-            [sum((draw.permutation(x) & y).sum() for x, y in zip(*layers)) for _ in range(50)]
-        )
-        assert float(row["chance"]) == pytest.approx(both / (a.sum() + b.sum() - both), abs=0.005)
-
-
-def test_figure_barrier_and_its_scores_against_plain_pytorch(ok, controls, digits, tmp_path):
-    root = tmp_path / "runs"
-    own = [
-        shutil.copytree(controls / "runs/digits/all-t20" / seed, root / "all-t20" / seed)
-        for seed in ("seed0", "seed1")
-    ]
-    for name, masks in (("again", ["--masks", *own]), ("alone", [])):  # alone: masks of their own
-        shutil.rmtree(root / "again", ignore_errors=True)
-        starts, outs = (
-            [folder / "rewind.safetensors" for folder in own],
-            [root / name / x for x in "01"],
-        )
-        ok("imp", *starts, *masks, "--order-seed", 1000, "--levels", 2, "--out", *outs)
-        ok("plot", root, "--figure", "barrier", "--out", tmp_path / name, "--device", "cpu")
-    rows = read_csv(tmp_path / "again/digits-barrier.csv")
-    assert [(row["seed"], row["level"]) for row in rows] == [
-        (seed, n) for seed in "01" for n in "012"
-    ]
-    assert [row["level"] for row in read_csv(tmp_path / "alone/digits-barrier.csv")] == ["0", "0"]
-
-    net, every = training.ResNet(8, 2, 1, 10).eval(), range(len(digits.labels))
-    ends = [[part(folder, 0, "weight") for folder in (own[k], root / f"alone/{k}")] for k in (0, 1)]
-
-    def at(k, t, images):
-        net.load_state_dict(
-            {name: (1 - t) * a + t * ends[k][1][name] for name, a in ends[k][0].items()}
-        )
-        with torch.no_grad():
-            return net(((images.float() - digits.mean) / digits.std).permute(0, 3, 1, 2)).double()
-
-    images, examples = digits.train_images(), []
-    wrong = [at(0, k / 10, digits.test).argmax(1) != digits.test_labels for k in range(11)]
-    errors = [100 * each.double().mean().item() for each in wrong]
-    assert float(rows[0]["error_barrier"]) == pytest.approx(
-        max(errors) - (errors[0] + errors[10]) / 2
-    )
-    for k in (0, 1):
-        a, middle, b = (-at(k, t, images).log_softmax(1)[every, digits.labels] for t in (0, 0.5, 1))
-        examples.append((middle - (a + b) / 2).numpy())
-    shares = [(examples[0] <= most).mean() for most in (0, 0.01)]
-    found = [float(rows[0][key]) for key in ("loss_barrier", "at_most_0", "at_most_0.01")]
-    np.testing.assert_allclose(found, [examples[0].mean(), *shares], atol=2e-3)
-    accuracy = [100 * float(row["test_accuracy"]) for row in read_csv(own[0] / "results.csv")[1:]]
-    assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(accuracy))
-    scores = tmp_path / "alone/barrier-digits-all-data-20-steps.npy"
-    np.testing.assert_allclose(np.load(scores), np.mean(examples, axis=0), atol=1e-4)
-    ok(
-        "subset",
-        "--select",
-        "easy",
-        "--size",
-        99,
-        "--scores",
-        scores,
-        "--out",
-        tmp_path / "connected.npy",
-    )
-    assert json.loads((tmp_path / "connected.json").read_text())["score"] == "barrier"
-    for measure in (plot.loss_barrier, plot.error_barrier):  # exactly 0 of a network and itself
-        assert not np.any(measure(net, ends[0][0], ends[0][0], digits))
-
-
-def test_figure_difference_draws_the_intervals_of_the_verdicts(ok, controls, pages, tmp_path):
-    ok("plot", controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
+def test_figure_difference_draws_the_intervals_of_the_verdicts(draw, controls, pages, tmp_path):
+    draw(controls / "runs/digits", "--figure", "difference", "--margin", 2, "--out", tmp_path)
     (ax,) = pages[0].axes
     rows = read_csv(tmp_path / "verdicts.csv")[-2:]  # of levels 1 and 2
     differences, low, high = (
