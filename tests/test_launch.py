@@ -104,6 +104,19 @@ def test_slots(launch, tmp_path, settings, answer, note):
     assert ("nvidia-smi lists 2 GPUs, but torch sees none" in done.stderr) == note
 
 
+def test_data_are_fetched_here_and_without_them_nothing_is_submitted(launch, tmp_path):
+    (tmp_path / "sbatch").write_text('#!/bin/sh\necho "$@" >>submitted\necho 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    slurm = {"LAUNCHER": "slurm", "PATH": f"{tmp_path}:{os.environ['PATH']}", "SBATCH_GRES": ""}
+    done = launch(task("data", "ls gone") + task("w", "true"), **slurm)
+    assert (done.returncode, (tmp_path / "submitted").exists()) == (1, False)
+    assert "cannot access 'gone'" in done.stderr
+    done = launch(task("data", "touch fetched") + task("w", "true"), **slurm)
+    assert (done.returncode, (tmp_path / "fetched").exists()) == (0, True)
+    assert done.stdout.splitlines()[-1] == "== squeue --me shows them, scancel 7 stops them"
+    assert (tmp_path / "submitted").read_text().count("--job-name=w-name --array=0-0 ") == 1
+
+
 @pytest.mark.parametrize(
     ("plan", "word"),
     [

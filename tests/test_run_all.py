@@ -234,7 +234,7 @@ def test_the_demonstration_at_a_tiny_scale(demonstration, tmp_path):
     assert len([*runs.glob("logs/*/*.log")]) == sum(" --out " in line for line in lines)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_it_leaves_no_orphans(tmp_path, how):
     environment = os.environ | {
         "PYTHON": sys.executable,
