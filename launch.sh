@@ -6,10 +6,11 @@
 #   bash launch.sh --slots           prints "gpu 2" or "cpu 16": what there is to run tasks on
 #
 # A plan has one task a line, with tabs between: WAVE, gpu or cpu, training steps, and one or more
-# commands quoted for the shell, which run in turn. A line that begins with # is a comment. Waves
-# run in the order in which they first appear, and each waits for the one before. A wave called
-# data always runs on this machine, as the compute nodes of a cluster often have no network.
-# A task that fails ends alone, and what failed is listed at the end (exit status 1).
+# commands, each a program and its arguments, quoted for the shell. They run in turn, also after
+# one that failed. A line that begins with # is a comment. Waves run in the order in which they
+# first appear, and each waits for the one before, whatever came of it. A wave called data always
+# runs on this machine, as the compute nodes of a cluster often have no network. What failed is
+# listed at the end (exit status 1).
 #
 # From the environment:
 #   JOBS      tasks at a time (one for each GPU, else one for each core)
@@ -32,7 +33,7 @@ fail() { echo "launch.sh: error: $1" >&2; exit 2; }
 # 143. USR1 comes from Slurm 120 seconds before the time limit: the same happens, and then the task
 # goes back into the queue, which Slurm's --requeue does not do at the time limit.
 run_task() { # LIST [INDEX]: LIST has a task a line, its commands with tabs between
-  local list=$1 index=${2-${SLURM_ARRAY_TASK_ID-}} command commands devices status
+  local list=$1 index=${2-${SLURM_ARRAY_TASK_ID-}} command commands devices status said
   local log=${list%.list}-$index.log asked="" child="" failures=0
   IFS=$'\t' read -ra commands < <(sed -n "$((index + 1))p" "$list")
   if [[ ${2-} ]]; then # xargs gave the index, and says by SLOT which of its processes this is
@@ -57,11 +58,9 @@ run_task() { # LIST [INDEX]: LIST has a task a line, its commands with tabs betw
     fi
     [[ ! $asked ]] || exit $status
     failures=$((failures + 1))
-    {
-      printf 'status %s from %s\n%s:\n' $status "$command" "$log"
-      tail -n 5 "$log" | sed '/^\$ /d; s/^/  /'
-      echo
-    } >>"${list%/*}/failed"
+    said=$(tail -n 5 "$log" | sed '/^\$ /d; s/^/  /')
+    # in one piece, as other tasks write there, too
+    printf 'status %s from %s\n%s:\n%s\n\n' $status "$command" "$log" "$said" >>"${list%/*}/failed"
   done
   [[ ! ${2-} ]] || say_progress "$list" "$log" $failures
   exit $((failures > 0)) # never 255, at which xargs stops

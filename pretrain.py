@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
                     trained = True
                 pretrain(out, recipe, data, device, subset)
         except (InputError, Failure) as error:  # the other seeds go on
-            errors.append(error)
+            # a copy without a traceback, which would keep the network in memory
+            errors.append(type(error)(str(error)))
     if errors:
         kind = Failure if any(isinstance(error, Failure) for error in errors) else InputError
         raise kind("; ".join(dict.fromkeys(map(str, errors))))

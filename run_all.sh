@@ -38,6 +38,7 @@ subset_size=${SIZES:-$subset_size} noisy_subset_size=${SIZES:-$noisy_subset_size
 sizes=${SIZES:-$sizes} noisy_sizes=${SIZES:-$noisy_sizes}
 whole='(0|[1-9][0-9]{0,8})'
 check SEEDS "$seeds" " *$whole( +$whole)* *" "whole numbers with spaces between, no leading zeros"
+[[ ! $(printf '%s\n' $seeds | sort | uniq -d) ]] || fail "SEEDS names a seed twice: $seeds"
 check SIZES "$sizes" " *$whole( +$whole)* *" "whole numbers with spaces between, no leading zeros"
 check NOISE "${NOISE:-10}" ' *[1-9][0-9]?( +[1-9][0-9]?)* *' "whole percents with spaces between"
 check LEVELS "$levels" "$whole" "a whole number"
@@ -46,7 +47,7 @@ check T_STAR "$t_star" '[1-9][0-9]{0,7}[02468]|[2468]' "even, as subsets are see
 given() { # FLAG DEFAULT WORD...: the value of a flag in words of the user's, to tell the cost
   local words=" ${*:3} " value=$2
   words=${words//"$1="/"$1 "}
-  [[ $words != *" $1 "* ]] || read -r value _ <<<"${words##*" $1 "}"
+  [[ $words =~ .*\ $1\ ([0-9]+)\  ]] && value=$((10#${BASH_REMATCH[1]})) # the last one counts
   echo "$value"
 }
 total_steps=$(given --total-steps "$total_steps" ${FLAGS-})
@@ -55,13 +56,90 @@ el2n_steps=$(given --steps "$el2n_steps" ${FLAGS-} ${SCORE_FLAGS-})
 [[ $figure != stability || ${LEVELS-} ]] || LEVELS=0 levels=0 # dense networks
 trainings=$((1 + $(given --levels "$levels" ${IMP_FLAGS-})))
 
+# ------------------------------------------------------------ the curves of every figure
+plan_figure() {
+  local easy=(easy) noise size steps rate folder
+  # The few easiest examples of a small experiment lack classes, so balanced ones are beside them.
+  [[ $preset != *-small && $preset != digits ]] || easy+=(easy-balanced)
+  if [[ $dataset != digits ]]; then # the digits are embedded
+    stage dataset.py "$dataset" --data-dir "$data_dir" ${DATA_FLAGS-}
+    task data cpu 0 "$command"
+  fi
+  case $preset-$figure in
+    digits-fig2)
+      panel "$t_star" 0 "$subset_size" random "${easy[@]}" hard
+      panel "$t_star" 50 "$noisy_subset_size" random "${easy[@]}" ;;
+    *-fig2 | *-stability) panel "$t_star" 0 "$subset_size" random "${easy[@]}" hard ;;
+    *-fig3)
+      for noise in ${NOISE:-10 50}; do
+        panel "$t_star" "$noise" "$noisy_subset_size" random "${easy[@]}"
+      done ;;
+    digits-fig5 | cifar*-fig5) panel "$t_star" 0 "$sizes" random "${easy[@]}" hard ;;
+    cinic10-fig6)
+      panel $((t_star / 2)) 0 "${SIZES:-12800 25600 51200}" random easy hard
+      panel "$t_star" 0 "$sizes" random easy hard ;;
+    c*-fig7) # the panels of figure 3 with more sizes
+      for noise in ${NOISE:-10 50}; do
+        panel "$t_star" "$noise" "$noisy_sizes" random "${easy[@]}"
+      done ;;
+    *-tstar) # how long, and at which rate, must pre-training on all data be?
+      curve all "" 0
+      for steps in $t_search; do
+        for rate in $lr_search; do curve all "" "$steps" 0 "$rate"; done
+      done ;;
+    *-controls)
+      curve all "" "$t_star"
+      for size in $subset_size; do curve "${easy[-1]}" "$size" $((t_star / 2)); done ;;
+    *)
+      figures="fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability"
+      fail "no figure '$figure' of $preset: $figures" ;;
+  esac
+  prune_all
+  case $figure in
+    controls)
+      for folder in "${curves[@]}"; do controls "$folder"; done
+      for folder in "${curves[@]:1}"; do # an easy start under the masks of all data
+        under "$folder" "${curves[0]}" "$folder-under-${curves[0]##*/}"
+        task control gpu $cost "$command"
+      done ;;
+    stability)
+      for folder in "${curves[@]}"; do # in a second batch order, under its own masks
+        under "$folder" "$folder" "$folder-order1000" --order-seed 1000
+        task control gpu $cost "$command"
+      done ;;
+  esac
+  draw
+}
+
+panel() { # T_STAR NOISE SIZES SCHEME...: no pre-training, all data, and subsets for half as long
+  local size scheme
+  curve all "" 0
+  curve all "" $(($1 / 2)) "$2"
+  curve all "" "$1" "$2"
+  for size in $3; do
+    for scheme in "${@:4}"; do curve "$scheme" "$size" $(($1 / 2)) "$2"; done
+  done
+}
+
+draw() { # the tables and pictures
+  local shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") kind=cpu
+  case $preset-$figure in
+    digits-fig* | *-tstar) shown=() ;; # every panel there is
+    *-fig[56]) shown+=(4) ;;
+    *-controls) shown=(--figure controls masks) ;;
+    *-stability) shown=(--figure barrier --data-dir "$data_dir") kind=gpu ;;
+  esac
+  stage plot.py "$runs" "${shown[@]}" --out "${FIGURES:-figures/$preset${shown:+/$figure}}"
+  task plot $kind 0 "$command"
+}
+
 # ------------------------------------------------------------ from a curve to commands
 data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "$data_dir" ${DATA_FLAGS-})
 imp=(imp.py --data-dir "$data_dir" ${DATA_FLAGS-} ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
-declare -A tasks=() planned=() # lines of every wave; whether a line is there
-declare -A steps_of=()         # pre-training steps, by the folder of a curve
-curves=()                      # these folders
-flags=() costs=() subsets=() ids=() outs=() # of every starting point
+declare -A tasks=() planned=()              # the plan by wave, and which lines are in it
+declare -A steps_of=()                      # pre-training steps of a curve, by its folder
+curves=()                                   # the folders of all curves
+flags=() costs=() subsets=() ids=() outs=() # of every starting point of these curves
 
 stage() { # SCRIPT ARGUMENT...: a command, quoted for the shell
   printf -v command '%q ' "$python" "$here/$1" "${@:2}"
@@ -80,7 +158,7 @@ curve() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRE-TRAINING RATE]]: all replic
   folder=$runs/$scheme${size:+-$size}-t$steps$tag
   [[ ! ${5-} ]] || rate=(--pretrain-lr "$5")
   [[ ${5:-$pretrain_lr} == "$pretrain_lr" ]] || folder+=-lr$5
-  [[ ! ${steps_of[$folder]-} ]] || return 0 # two panels share it
+  [[ ! ${steps_of[$folder]-} ]] || return 0 # another panel has it, too
   steps_of[$folder]=$steps curves+=("$folder")
   stage pretrain.py "${data[@]}" ${FLAGS-} "${rate[@]}" "${label[@]}" --steps "$steps"
   for seed in $seeds; do
@@ -92,13 +170,13 @@ curve() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRE-TRAINING RATE]]: all replic
 choose() { # SCHEME SIZE SEED: the subset of one starting point, in curve's settings
   local file=$runs/subsets/$1-$2$tag scores=$runs/el2n$tag.npy balanced=()
   case $1 in
-    all) file="" ;;
+    all) file="" ;; # no file stands for all examples
     random)
       file+=-seed$3.npy
       stage make_subset.py "${data[@]}" ${SUBSET_FLAGS-} "${label[@]}" --select random \
         --size "$2" --seed "$3" --out "$file"
       task subset cpu 0 "$command" ;;
-    *) # the same for every seed
+    *) # easy and hard examples are the same for every seed
       file+=.npy
       [[ $1 != *-balanced ]] || balanced=(--class-balanced)
       stage score_el2n.py "${data[@]}" ${FLAGS-} ${SCORE_FLAGS-} "${label[@]}" --out "$scores"
@@ -110,15 +188,18 @@ choose() { # SCHEME SIZE SEED: the subset of one starting point, in curve's sett
   subsets+=("$file")
 }
 
-prune_all() { # a task pre-trains and prunes `each` of the starting points of all curves
+# A task makes starting points and prunes them. On a GPU it takes up to eight, which train side by
+# side, and as many on every GPU. On a core it takes one, but all replicates of a curve of digits,
+# where a process takes as long to start as to train.
+prune_all() {
   local kind slots count each most=1 n=${#outs[@]} i
   SLOTS=$(bash "$here/launch.sh" --slots) || exit
   export SLOTS # launch.sh need not look again
   read -r kind slots <<<"$SLOTS"
   slots=${JOBS:-$slots}
-  [[ $preset != digits ]] || most=$(wc -w <<<"$seeds") # or starting takes as long as training
-  [[ $kind == cpu ]] || most=8 # they train side by side
-  count=$(((n + most * slots - 1) / (most * slots) * slots)) # as many tasks for every slot
+  [[ $preset != digits ]] || most=$(wc -w <<<"$seeds")
+  [[ $kind == cpu ]] || most=8
+  count=$(((n + most * slots - 1) / (most * slots) * slots))
   [[ ${LAUNCHER-} != slurm ]] || count=${JOBS:-$count}
   each=$(((n + count - 1) / count))
   for ((i = 0; i < n; i += each)); do
@@ -128,13 +209,13 @@ prune_all() { # a task pre-trains and prunes `each` of the starting points of al
     task imp gpu $cost "${commands[@]}" "$command"
   done
 }
-pretrain() { # FIRST END: commands and cost of these starting points; the seeds of a curve are one
+pretrain() { # FIRST END: add commands and cost of these starting points; one command for a curve
   local i from=$1 some words
   for ((i = $1; i < $2; i++)); do
     cost=$((cost + costs[i]))
-    ((i + 1 == $2)) || [[ ${flags[i]} != "${flags[i + 1]}" ]] || continue
+    ((i + 1 == $2)) || [[ ${outs[i]%/*/*} != "${outs[i + 1]%/*/*}" ]] || continue # goes on
     some=("${subsets[@]:from:i + 1 - from}")
-    [[ ${some[0]} != "${some[-1]}" ]] || some=("${some[0]}") # it serves all seeds, or there is none
+    [[ ${some[0]} != "${some[-1]}" ]] || some=("${some[0]}") # it serves every seed
     printf -v words ' %q' ${some:+--subset "${some[@]}"} \
       --seed "${ids[@]:from:i + 1 - from}" --out "${outs[@]:from:i + 1 - from}"
     commands+=("${flags[i]}$words")
@@ -150,7 +231,7 @@ under() { # START MASKS OUT [FLAG...]: a curve's starting points under the masks
   stage "${imp[@]}" "${@:4}" "${start[@]}" --masks "${masks[@]}" --out "${out[@]}"
   cost=$((${#out[@]} * trainings * (total_steps - ${steps_of[$1]:-0})))
 }
-new_weights() { # FOLDER: untrained starting points there, of seeds that are nobody's in SEEDS
+new_weights() { # FOLDER: new w_0 in it, of the first numbers from 1000 + seed on not in SEEDS
   local seed new used=" $seeds " new_seeds=() files=()
   for seed in $seeds; do
     for ((new = 1000 + seed; ; new++)); do [[ $used == *" $new "* ]] || break; done
@@ -167,80 +248,7 @@ controls() { # CURVE: new weights under its masks, and its own under its masks s
   task control gpu $cost "$command"
 }
 
-panel() { # T_STAR NOISE SIZES SCHEME...: no pre-training, all data, and subsets for half as long
-  local size scheme
-  curve all "" 0
-  curve all "" $(($1 / 2)) "$2"
-  curve all "" "$1" "$2"
-  for size in $3; do
-    for scheme in "${@:4}"; do curve "$scheme" "$size" $(($1 / 2)) "$2"; done
-  done
-}
-
-# ------------------------------------------------------------ figures
-easy=(easy)
-[[ $preset != *-small && $preset != digits ]] || easy+=(easy-balanced) # few easy ones lack classes
-shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") drawing=cpu
-if [[ $dataset != digits ]]; then # which is embedded
-  stage dataset.py "$dataset" --data-dir "$data_dir" ${DATA_FLAGS-}
-  task data cpu 0 "$command"
-fi
-case $preset-$figure in
-  digits-fig2)
-    panel "$t_star" 0 "$subset_size" random "${easy[@]}" hard
-    panel "$t_star" 50 "$noisy_subset_size" random "${easy[@]}" ;;
-  *-fig2 | *-stability) panel "$t_star" 0 "$subset_size" random "${easy[@]}" hard ;;
-  *-fig3)
-    for noise in ${NOISE:-10 50}; do
-      panel "$t_star" "$noise" "$noisy_subset_size" random "${easy[@]}"
-    done ;;
-  digits-fig5 | cifar*-fig5) panel "$t_star" 0 "$sizes" random "${easy[@]}" hard ;;
-  cinic10-fig6)
-    panel $((t_star / 2)) 0 "${SIZES:-12800 25600 51200}" random easy hard
-    panel "$t_star" 0 "$sizes" random easy hard ;;
-  c*-fig7) # 3's panels
-    for noise in ${NOISE:-10 50}; do
-      panel "$t_star" "$noise" "$noisy_sizes" random "${easy[@]}"
-    done ;;
-  *-tstar) # how long, and at which rate, must pre-training on all data be?
-    curve all "" 0
-    for steps in $t_search; do
-      for rate in $lr_search; do curve all "" "$steps" 0 "$rate"; done
-    done ;;
-  *-controls)
-    curve all "" "$t_star"
-    for size in $subset_size; do curve "${easy[-1]}" "$size" $((t_star / 2)); done ;;
-  *)
-    figures="fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability"
-    fail "no figure '$figure' of $preset: $figures" ;;
-esac
-prune_all
-case $figure in
-  controls)
-    for folder in "${curves[@]}"; do controls "$folder"; done
-    for folder in "${curves[@]:1}"; do # an easy start under the masks of all data
-      under "$folder" "${curves[0]}" "$folder-under-${curves[0]##*/}"
-      task control gpu $cost "$command"
-    done ;;
-  stability)
-    for folder in "${curves[@]}"; do # in a second batch order, under its own masks
-      under "$folder" "$folder" "$folder-order1000" --order-seed 1000
-      task control gpu $cost "$command"
-    done ;;
-esac
-
-draw() { # the pictures
-  case $preset-$figure in
-    digits-fig* | *-tstar) shown=() ;; # every panel there is
-    *-fig[56]) shown+=(4) ;;
-    *-controls) shown=(--figure controls masks) ;;
-    *-stability) shown=(--figure barrier --data-dir "$data_dir") drawing=gpu ;;
-  esac
-  stage plot.py "$runs" "${shown[@]}" --out "${FIGURES:-figures/$preset${shown:+/$figure}}"
-  task plot $drawing 0 "$command"
-}
-draw
-
+plan_figure
 echo "# $preset $figure: ${#outs[@]} starting points of $trainings trainings; seeds $seeds"
 plan=""
 for wave in data score subset imp control plot; do plan+=${tasks[$wave]-}; done

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,42 @@ def test_the_cost(tmp_path):
         assert f" {steps} training steps" in second
 
 
+def test_flags_go_to_the_stages_that_they_are_named_for(tmp_path):
+    more = {"DATA_FLAGS": "--d 1", "SUBSET_FLAGS": "--s 2", "SEEDS": "0 1"}
+    lines = plan(tmp_path, "cifar10", **more)[2:]
+    assert {"--d 1" in line for line in lines[:-1]} == {True}
+    assert "--d 1" not in lines[-1]  # pictures are drawn without data
+    assert calling(lines, "make_subset") == [line for line in lines if "--s 2" in line]
+
+
+def test_one_call_makes_all_seeds_of_a_curve(tmp_path):
+    """On a GPU that takes eight runs: two curves; random subsets are one for each seed."""
+    done = run_all("cifar10", cwd=tmp_path, DRY_RUN=1, SLOTS="gpu 1")
+    tasks = [line.split("\t")[3:] for line in done.stdout.splitlines() if line[:4] == "imp\t"]
+    assert [len(commands) for commands in tasks] == [3] * 3
+    calls = [command for commands in tasks for command in commands[:-1]]
+    assert all(re.search(r"--seed 0 1 2 3 --out( \S+/seed\d/rewind\S+){4}$", c) for c in calls)
+    given = [re.search(r"--subset ((?:\S+npy )+)", c) for c in calls]
+    assert [match and match[1].count(".npy") for match in given] == [None, None, None, 4, 1, 1]
+
+
+def test_new_weights_have_seeds_that_are_no_replicates(tmp_path):
+    lines = plan(tmp_path, "digits", "controls", SEEDS="0 1000 1 1001 2001")
+    seeds = {
+        tuple(re.search(r"--seed ([\d ]+) --out", line)[1].split())
+        for line in calling(lines, "pretrain")
+        if "-reinit/" in line
+    }
+    assert seeds == {("1002", "2000", "1003", "2002", "3001")}
+
+
+def test_planning_is_quick(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    plan(tmp_path, "cifar10", "fig5")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -197,7 +234,7 @@ def test_the_demonstration_at_a_tiny_scale(demonstration, tmp_path):
     assert len([*runs.glob("logs/*/*.log")]) == sum(" --out " in line for line in lines)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_it_leaves_no_orphans(tmp_path, how):
     environment = os.environ | {
         "PYTHON": sys.executable,
