@@ -34,6 +34,7 @@ values=$("$python" "$here/common.py" "$preset") || exit
 eval "$values" # t_star=400 subset_size=3200 and so on; what the environment says wins:
 seeds=${SEEDS:-$seeds} levels=${LEVELS:-$levels} t_star=${T_STAR:-$t_star}
 dataset=${DATASET:-$dataset} data_dir=${DATA_DIR:-data} runs=${RUNS:-runs/$preset}
+figures=${FIGURES:-figures/$preset/$figure}
 subset_size=${SIZES:-$subset_size} noisy_subset_size=${SIZES:-$noisy_subset_size}
 sizes=${SIZES:-$sizes} noisy_sizes=${SIZES:-$noisy_sizes}
 whole='(0|[1-9][0-9]{0,8})'
@@ -91,8 +92,8 @@ plan_figure() {
       curve all "" "$t_star"
       for size in $subset_size; do curve "${easy[-1]}" "$size" $((t_star / 2)); done ;;
     *)
-      figures="fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar, controls, stability"
-      fail "no figure '$figure' of $preset: $figures" ;;
+      fail "no figure '$figure' of $preset: fig2, fig3, fig5, fig6 (of cinic10), fig7, tstar,\
+ controls, stability" ;;
   esac
   prune_all
   case $figure in
@@ -101,11 +102,13 @@ plan_figure() {
       for folder in "${curves[@]:1}"; do # an easy start under the masks of all data
         under "$folder" "${curves[0]}" "$folder-under-${curves[0]##*/}"
         task control gpu $cost "$command"
+        compare_masks "${curves[0]}" "$folder"
       done ;;
     stability)
       for folder in "${curves[@]}"; do # in a second batch order, under its own masks
         under "$folder" "$folder" "$folder-order1000" --order-seed 1000
         task control gpu $cost "$command"
+        compare_orders "$folder"
       done ;;
   esac
   draw
@@ -121,16 +124,38 @@ panel() { # T_STAR NOISE SIZES SCHEME...: no pre-training, all data, and subsets
   done
 }
 
+compare_orders() { # CURVE: how far the loss rises between networks of two batch orders
+  local a=() b=() seed
+  for seed in $seeds; do a+=("$1/seed$seed") b+=("$1-order1000/seed$seed"); done
+  stage connectivity.py "${a[@]}" --with "${b[@]}" --data-dir "$data_dir" ${DATA_FLAGS-} \
+    --out "$figures/${1##*/}"
+  task connect gpu 0 "$command"
+}
+compare_masks() { # CURVE CURVE: how alike masks are, of both for each seed, and of their seeds
+  local a=() b=() folder one two
+  for one in $seeds; do a+=("$1/seed$one") b+=("$2/seed$one"); done
+  for folder in "$@"; do
+    for one in $seeds; do
+      for two in $seeds; do
+        ((one >= two)) || { a+=("$folder/seed$one"); b+=("$folder/seed$two"); }
+      done
+    done
+  done
+  stage connectivity.py "${a[@]}" --with "${b[@]}" --out "$figures/${2##*/}"
+  task connect cpu 0 "$command"
+}
 draw() { # the tables and pictures
-  local shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") kind=cpu
+  local shown=(--paper "$here/paper_curves.json" --figure "${figure#fig}") first
   case $preset-$figure in
-    digits-fig* | *-tstar) shown=() ;; # every panel there is
+    digits-fig* | *-tstar) shown=() figures=${FIGURES:-figures/$preset} ;; # every panel there is
     *-fig[56]) shown+=(4) ;;
     *-controls) shown=(--figure controls masks) ;;
-    *-stability) shown=(--figure barrier --data-dir "$data_dir") kind=gpu ;;
+    *-stability) shown=(--figure barrier) ;;
   esac
-  stage plot.py "$runs" "${shown[@]}" --out "${FIGURES:-figures/$preset${shown:+/$figure}}"
-  task plot $kind 0 "$command"
+  stage verdicts.py "$runs" "${shown[@]}" --out "$figures"
+  first=$command
+  stage plot.py "$figures"
+  task plot cpu 0 "$first" "$command"
 }
 
 # ------------------------------------------------------------ from a curve to commands
@@ -251,5 +276,5 @@ controls() { # CURVE: new weights under its masks, and its own under its masks s
 plan_figure
 echo "# $preset $figure: ${#outs[@]} starting points of $trainings trainings; seeds $seeds"
 plan=""
-for wave in data score subset imp control plot; do plan+=${tasks[$wave]-}; done
+for wave in data score subset imp control connect plot; do plan+=${tasks[$wave]-}; done
 exec bash "$here/launch.sh" "$runs/logs" "$preset-$figure" <<<"$plan"
