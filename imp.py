@@ -523,7 +523,8 @@ def main(argv: list[str] | None = None) -> None:
     if not runs:
         raise InputError("; ".join(stopped))
     # the locks of all runs or of none
-    held = [common.lock(folder / ".lock") for folder in sorted(run.folder for run in runs)]  # noqa: F841
+    folders = sorted(run.folder for run in runs)
+    held = [common.lock(folder / ".lock") for folder in folders]  # noqa: F841
     for run in runs:
         for path in run.folder.iterdir():
             if args.force and common.OF_IMP.fullmatch(path.name):
