@@ -56,7 +56,7 @@ def test_what_a_wave_reads_was_made_by_one_before(tmp_path, arguments):
     tasks = [line.split("\t") for line in done.stdout.splitlines() if not line.startswith("#")]
     waves = list(dict.fromkeys(wave for wave, *_ in tasks))  # in the order of launch.sh
     data = ["data"] if "cinic10" in arguments else []
-    control = ["control"] if "controls" in arguments else []
+    control = ["control", "connect"] if "controls" in arguments else []
     assert waves == [*data, "score", "subset", "imp", *control, "plot"]
     made = set()
     for wave in waves:
@@ -144,8 +144,9 @@ def test_the_cost(tmp_path):
 def test_flags_go_to_the_stages_that_they_are_named_for(tmp_path):
     more = {"DATA_FLAGS": "--d 1", "SUBSET_FLAGS": "--s 2", "SEEDS": "0 1"}
     lines = plan(tmp_path, "cifar10", **more)[2:]
-    assert {"--d 1" in line for line in lines[:-1]} == {True}
-    assert "--d 1" not in lines[-1]  # pictures are drawn without data
+    assert {"--d 1" in line for line in lines[:-2]} == {True}
+    # tables and pictures are made without data
+    assert {"--d 1" in line for line in lines[-2:]} == {False}
     assert calling(lines, "make_subset") == [line for line in lines if "--s 2" in line]
 
 
