@@ -130,14 +130,14 @@ def grouped(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
 def read_panels(rows: list[dict]) -> list[Panel]:
     """The panels of a picture, from its rows of summary.csv."""
     panels = []
-    for of_panel in grouped(rows, "panel").values():
+    for (title,), of_panel in grouped(rows, "panel").items():
         curves = []
         for of_one in grouped(of_panel, "order").values():
             lines = [read_curve(line) for line in grouped(of_one, "source").values()]
             ours, *published = lines  # what is published stands second, or alone
             ours.twin = published[0] if published else None
             curves.append(ours)
-        panels.append(Panel(of_panel[0]["title"], curves))
+        panels.append(Panel(title, curves))
     return panels
 
 

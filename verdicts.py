@@ -23,10 +23,10 @@ if B is all data for t* steps, trained alike. A published curve counts as replic
 mean and deviation and whose levels move as one, so that its deviation over levels is never too
 small.
 
-summary.csv has a row for each picture, panel, curve and level. Within a panel, `order` numbers the
-curves; a published curve has the order of ours of the same setting. mean and std are fractions;
-difference, low and high are points. For masks and barrier there is a row for each run instead, with
-its folder and its mean accuracy from level 1 on.
+summary.csv has a row for each picture, panel (its title), curve and level. `order` numbers the
+curves of a panel; a published curve has the order of ours of the same setting. mean and std are
+fractions; difference, low and high are points. For masks and barrier there is a row for each run
+instead, with its folder and its mean accuracy from level 1 on.
 """
 
 import argparse
@@ -422,7 +422,7 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
         if several_rates or not step:
             title.append(f"pre-training rate {rate}")
         if noise:
-            title.append(f"{noise:.0%} random labels")
+            title.append(f"{percent(noise)} random labels")
         claimed = claimed_size(preset, noise) if t_star == preset_t_star(preset) else None
         shown = in_order(near, step, t_star)
         panels.append(Panel(noise, rate, step, t_star, shown, ", ".join(title), claimed))
@@ -439,6 +439,11 @@ def claimed_size(preset: str, noise: float) -> int | None:
 def preset_t_star(preset: str) -> int | None:
     """The t* of a preset; None if there is no such preset."""
     return common.PRESETS.get(preset, {}).get("t_star")
+
+
+def percent(share: float) -> str:
+    """As precise as titles must be to tell panels apart."""
+    return f"{100 * share:.3g}%"
 
 
 def panel_keys(curves: list[Curve]) -> list[tuple]:
@@ -475,7 +480,7 @@ def as_one(panels: list[Panel]) -> Panel:
     curves = [*dict.fromkeys(c for p in panels for c in p.curves)]
     several = len({c.rate for c in curves if c.step}) > 1
     for k, c in enumerate(curves):
-        noise = f", {c.noise:.0%} random labels" if c.noise else ""
+        noise = f", {percent(c.noise)} random labels" if c.noise else ""
         rate = f", rate {c.rate:g}" if several and c.step else ""
         curves[k] = replace(c, variant=c.variant + noise + rate)
     return replace(panels[0], curves=curves)
@@ -801,7 +806,6 @@ SUMMARY = (
     "experiment",
     "picture",
     "panel",
-    "title",
     "role",
     "order",
     "source",
@@ -880,7 +884,7 @@ def numbers_by_level(c: Curve) -> list[dict]:
 
 def head_of_row(panel: Panel, order: int, c: Curve) -> dict:
     """What a row of summary.csv says about a curve of ours, or about a published one alone."""
-    about = {"title": panel.title, "role": panel.role(c), "order": order, "curve": c.name}
+    about = {"panel": panel.title, "role": panel.role(c), "order": order, "curve": c.name}
     return about | dict(zip(KEY, c.key))
 
 
@@ -907,7 +911,7 @@ def replicate_rows(panel: Panel, out: Path) -> list[dict]:
     for order, c in enumerate(panel.curves):
         accuracy = c.over(1, len(panel.remaining) - 1)
         for seed, folder in c.folders.items():
-            row = head_of_row(panel, order, c) | {"title": "", "source": "runs", "seed": seed}
+            row = head_of_row(panel, order, c) | {"panel": "", "source": "runs", "seed": seed}
             row["folder"] = os.path.relpath(folder.resolve(), out.resolve())
             if seed in accuracy:
                 row["mean"] = accuracy[seed] / 100
@@ -969,11 +973,11 @@ def summarise(
             chosen = choose(figure, panels, curves[0].settings["preset"])
         if not chosen:
             print(f"note: {name} has nothing for figure {figure}")
-        for k, panel in enumerate(cells(figure, chosen)):
+        for panel in cells(figure, chosen):
             of_panel = curve_rows(panel)
             if figure == "difference":
                 add_differences(panel, of_panel, args.margin)
-            rows += [about | {"panel": k} | row for row in of_panel]
+            rows += [about | row for row in of_panel]
         shown += chosen
     return rows, widest(shown)
 
