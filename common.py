@@ -460,10 +460,11 @@ class Block(nn.Module):
         # in place: no backward pass needs what batch norm put out
         y = self.bn1(self.conv1(x)).relu_()
         if self.stride > 1:
-            # The stride of the projection, taken before it: the same numbers, without oneDNN's
-            # kernel for the weight gradient of a strided 1x1 convolution, which can write outside
-            # its memory (oneDNN issue 6035).
-            x = x[:, :, :: self.stride, :: self.stride]
+            # Take every second row and column first, so that the projection has stride 1: the same
+            # numbers, without oneDNN's kernel for the weight gradient of a strided 1x1 convolution,
+            # which can write outside its memory (oneDNN issue 6035). Pooling single pixels costs a
+            # ResNet-20 step 1%, slicing 4%.
+            x = F.avg_pool2d(x, 1, self.stride)
         y = self.bn2(self.conv2(y)).add_(self.shortcut(x))
         return y.relu_()
 
