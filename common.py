@@ -5,8 +5,9 @@ Run alone, it prints a preset as name=value lines, quoted for the shell; run_all
 python common.py cifar10
 
 It needs no torch. A stage reads its arguments (Parser, add_..._flags), fills in its preset
-(resolve_...), opens its output (open_output refuses other settings), and writes files that the next
-stage reads (save_..., load_...). cli turns what it raises into one line and an exit status.
+(fill_from_preset, resolve_...), ends if its output is there (refuse_difference: with other
+settings it raises), else locks it (lock), and writes files that the next stage reads (save_...,
+load_...). cli turns what it raises into one line and an exit status.
 """
 
 import argparse
@@ -32,16 +33,14 @@ import safetensors.numpy
 
 # ------------------------------------------------------------ presets (paper, Table 1 and App. A)
 
-# subset_size is that of figure 2, our reading of the published curves: there 3200 loses least where
-# it loses most, and 12800 loses least on average. noisy_subset_size is that of figure 3.
 CIFAR10 = dict(
     dataset="cifar10", depth=20, width=16, batch_size=128, lr=0.1, pretrain_lr=0.4, momentum=0.9,
     weight_decay=1e-4, milestones=[31200, 46800], lr_decay=0.1, total_steps=62400, t_star=400,
     networks=10, el2n_steps=7800, scoring={}, prune_fraction=0.2, levels=16, precision="auto",
     pad=4, flip=True,
     # What run_all.sh runs: seeds, the subset sizes of figures 2, 3, 5 and 7, and where it looks for
-    # t*. The size of figure 2 is our reading of the published curves: 3200 loses least where it
-    # loses most, 12800 on average.
+    # t*. The paper does not say the size of figure 2. 3200 is our reading of the published curves:
+    # there it loses least at the level where it loses most, and 12800 loses least on average.
     seeds=[0, 1, 2, 3], subset_size=3200, noisy_subset_size=2048,
     sizes=[256, 512, 1024, 2048, 3200, 6400, 12800, 25600], noisy_sizes=[512, 1024, 2048, 3200],
     t_search=[100, 200, 400, 800, 1600], lr_search=[0.1, 0.2, 0.4],
@@ -75,7 +74,7 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Networks that score may differ: those that agree on what is easy are not those that are pruned.
+# Scoring may use another network: small ones that prune well rank examples unreliably.
 SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.items()}
 
 DATASETS = ("digits", "cifar10", "folder", "cifar100", "cinic10")  # dataset.py reads them
@@ -87,8 +86,8 @@ VERSION = 1
 # it, curves are named for it, and no stage takes up what other code has made.
 OWN = {}
 
-# In these, and in the seed, starting points may differ and still train side by side: IMP does not
-# use them.
+# Settings of pre-training, which IMP does not use: starting points that differ only in these and in
+# the seed may be pruned in one call.
 PRETRAINING = (
     "pretrain_lr",
     "rewind_step",
@@ -342,21 +341,6 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     return handle
 
 
-def open_output(
-    out: Path, force: bool, lock_at: Path, wanted: dict, found: Callable
-) -> io.IOBase | None:
-    """The lock to hold while out is made; None if it is there with these settings, which is said.
-
-    found  reads the settings of the file there. InputError: they differ, or another process is at
-           work.
-    """
-    if out.exists() and not force:  # before any lock: it may lie on a read-only disk
-        refuse_difference(out, found(), wanted)
-        print(f"already done: {out}")
-        return None
-    return lock(lock_at)
-
-
 def made_by() -> dict:
     """What is recorded but never compared: versions, host, command."""
     return {
@@ -513,23 +497,24 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError(f"--out must be a file that ends in {suffix}, not {path}")
 
 
-def resolve_preset(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
-    """Preset and data set by name; flags not given get the preset's values.
+def fill_from_preset(args: argparse.Namespace, presets: dict = PRESETS) -> None:
+    """Give every flag of args that was not given the preset's value, the preset itself included.
 
-    Without --preset, the data set names it.
+    Without --preset, the data set names it. InputError: a folder of images names none.
     """
-    if args.dataset == "folder" and not args.preset:
+    if args.preset is None and args.dataset == "folder":
         raise InputError("--dataset folder needs --preset")
-    preset = args.preset or args.dataset or "digits"
-    for name, value in presets[preset].items():
+    if args.preset is None:
+        args.preset = args.dataset or "digits"
+    for name, value in presets[args.preset].items():
         if getattr(args, name, value) is None:
             setattr(args, name, value)
-    return {"preset": preset, "dataset": args.dataset}
 
 
 def resolve_recipe(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
     """Preset, data set and hyperparameters; checked before any data are read."""
-    recipe = resolve_preset(args, presets) | {name: getattr(args, name) for name in HYPERPARAMETERS}
+    fill_from_preset(args, presets)
+    recipe = {name: getattr(args, name) for name in ("preset", "dataset", *HYPERPARAMETERS)}
     if recipe["depth"] % 6 != 2:
         raise InputError(f"--depth must be 6n + 2, not {recipe['depth']}")
     if recipe["milestones"] != sorted(set(recipe["milestones"])):

@@ -28,9 +28,9 @@ def record(group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     try:
         with torch.cuda.stream(stream):  # a failing capture would leave its stream current
             for _ in range(3):  # cuDNN and cuBLAS set themselves up, stream by stream
-                group.step(k)
+                group.step_one(k)
             with torch.cuda.graph(graph, pool, stream):
-                group.step(k)
+                group.step_one(k)
     except RuntimeError as error:
         # what cut a recording short (memory, a signal) makes its end fail too
         cut = error.__context__
@@ -78,7 +78,7 @@ def use_recording(group, k: int, record: Callable = record) -> None:
         for way in (None, replay, replay):
             group.replays[k] = way
             m.restore(start)
-            group.steps([k])
+            group.step_all([k])
             found.append(m.copy())
         plain, *others = found
         for name, t in plain.items():

@@ -130,10 +130,15 @@ CINIC10_MD5, CINIC10_IMAGES = "6ee4d0c996905fe93221de577967a372", [180_000, 90_0
 
 
 def read_cinic10(root: Path) -> tuple:
-    """CINIC-10, train and valid joined; after the first time, from cinic10.safetensors alone."""
+    """CINIC-10, train and valid joined.
+
+    Its images are decoded once; later calls read cinic10.safetensors alone.
+    """
     cache = root / "cinic10.safetensors"
+    if cache.exists():
+        return read_cache(cache)
     tree = root if (root / "train").is_dir() else root / "CINIC-10"
-    if not cache.exists() and not tree.is_dir():
+    if not tree.is_dir():
         from torchvision.datasets.utils import download_and_extract_archive
 
         with fetching(root / "CINIC-10.tar.gz", CINIC10_URL, CINIC10_MD5):
@@ -143,14 +148,24 @@ def read_cinic10(root: Path) -> tuple:
                 os.replace(
                     unpacked / "CINIC-10" if (unpacked / "CINIC-10").is_dir() else unpacked, tree
                 )
-    return read_trees(tree, ["train", "valid"], cache, CINIC10_IMAGES)
+    listed = list_images(tree, ["train", "valid", "test"])
+    _, files, _, n = listed
+    if [n, len(files) - n] != CINIC10_IMAGES:
+        raise InputError(
+            f"{tree}: incomplete, {CINIC10_IMAGES} images are expected for training and test"
+        )
+    return decode(listed, cache, stamp_of(tree, files))
 
 
 def read_folder(root: Path) -> tuple:
     """Any train/<class>/* and test/<class>/* tree of images."""
     if (root / "valid").is_dir():
         print(f"note: --dataset folder ignores {root / 'valid'}", file=sys.stderr)
-    return read_trees(root, ["train"], root / ".images.safetensors")
+    listed = list_images(root, ["train", "test"])
+    cache, stamp = root / ".images.safetensors", stamp_of(root, listed[1])
+    if cache.exists() and (arrays := read_cache(cache, stamp)):
+        return arrays
+    return decode(listed, cache, stamp)
 
 
 READERS = {
@@ -176,57 +191,66 @@ def fetching(archive: Path, url: str, md5: str) -> Iterator[None]:
         ) from None
 
 
-def read_trees(root: Path, train: list[str], cache: Path, sizes: list[int] | None = None) -> tuple:
-    """Image trees <split>/<class>/<file> as 32x32 RGB, in the order split, class name, file name.
+def list_images(root: Path, splits: list[str]) -> tuple[list[str], list[str], list[int], int]:
+    """The image files of trees <split>/<class>/<file>, in the order split, class name, file name.
 
-    Every stage would decode the small files anew, so the arrays are kept in `cache` until a file
-    changes.
-    sizes  how many images for training and for the test there must be; a cache of them stands for
-           the files
+    Returns class names, files, the class of each file, and how many there are before the last
+    split. InputError: a split is missing or empty, or its classes are not those of the first.
     """
     from torchvision.datasets import ImageFolder
 
-    stamp, folders, keys = None, [], ("train", "labels", "test", "test_labels")
-    if not (sizes and cache.exists()):
-        for split in (*train, "test"):
-            # the folder may be missing, or have an empty class folder or none
-            with reading(root / split):
-                folders.append(ImageFolder(root / split))
-            if folders[-1].classes != folders[0].classes:
-                raise InputError(
-                    f"{root / split}: its class folders are not those of {root / 'train'}"
-                )
-        files, labels = zip(*(sample for folder in folders for sample in folder.samples))
-        n = len(files) - len(folders[-1])  # for training
-        if sizes not in (None, [n, len(folders[-1])]):
+    folders = []
+    for split in splits:
+        with reading(root / split):  # the folder may be missing, or have an empty class or none
+            folders.append(ImageFolder(root / split))
+        if folders[-1].classes != folders[0].classes:
             raise InputError(
-                f"{root}: incomplete, {sizes} images are expected for training and test"
+                f"{root / split}: its class folders are not those of {root / splits[0]}"
             )
-        with reading(root):
-            stats = [(os.path.relpath(file, root), os.stat(file)) for file in files]
-        stamp = sha256(
-            *(b"%s %d %d\n" % (os.fsencode(f), s.st_size, s.st_mtime_ns) for f, s in stats)
-        )
-    if cache.exists():
-        try:
-            tensors, info = load_tensors(cache)
-            if stamp in (None, info["stamp"]):
-                return info["classes"], *(tensors[key] for key in keys)
-        except (InputError, KeyError) as error:
-            raise InputError(
-                f"{cache}: not a cache of decoded images; delete it ({error})"
-            ) from None
+    samples = [sample for folder in folders for sample in folder.samples]
+    files, labels = zip(*samples)
+    return folders[0].classes, files, labels, len(files) - len(folders[-1])
+
+
+def stamp_of(root: Path, files: list[str]) -> str:
+    """A sha256 of names, sizes and times: if it is the same, no file has changed."""
+    lines = []
+    with reading(root):
+        for file in files:
+            stat = os.stat(file)
+            name = os.fsencode(os.path.relpath(file, root))
+            lines.append(b"%s %d %d\n" % (name, stat.st_size, stat.st_mtime_ns))
+    return sha256(*lines)
+
+
+ARRAYS = ("train", "labels", "test", "test_labels")  # of a cache, in a reader's order
+
+
+def read_cache(cache: Path, stamp: str | None = None) -> tuple | None:
+    """What a reader returns, from arrays decoded before; None if the files have changed since.
+
+    stamp  of the files now; None takes the cache for what it is
+    """
+    try:
+        tensors, info = load_tensors(cache)
+        if stamp not in (None, info["stamp"]):
+            return None
+        return info["classes"], *(tensors[name] for name in ARRAYS)
+    except (InputError, KeyError) as error:
+        raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
+
+
+def decode(listed: tuple, cache: Path, stamp: str) -> tuple:
+    """What a reader returns, from the files of list_images; written to cache for the next stage."""
+    classes, files, labels, n = listed
     with ThreadPoolExecutor() as pool:
-        images = list(
-            tqdm(pool.map(read_image, files), "images", len(files), disable=None, leave=False)
-        )
-    arrays = [np.array(each) for each in (images[:n], labels[:n], images[n:], labels[n:])]
+        decoded = pool.map(read_image, files)
+        images = list(tqdm(decoded, "images", len(files), disable=None, leave=False))
+    arrays = [np.array(part) for part in (images[:n], labels[:n], images[n:], labels[n:])]
     # two processes must not write one file at once; a read-only folder goes without
     with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
-        save_tensors(
-            cache, dict(zip(keys, arrays)), {"classes": folders[0].classes, "stamp": stamp}
-        )
-    return folders[0].classes, *arrays
+        save_tensors(cache, dict(zip(ARRAYS, arrays)), {"classes": classes, "stamp": stamp})
+    return classes, *arrays
 
 
 def read_image(file: str) -> np.ndarray:

@@ -8,6 +8,7 @@ python imp.py new/rewind.safetensors --masks runs/cifar10/all-t400/seed0 --out n
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 import sys
@@ -187,6 +188,7 @@ COLUMNS = [
     "seconds",
 ]
 LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
+HEADER = ["level", "weights", "accuracy", "test loss", "train loss", "steps", "seconds"]
 
 
 @dataclass
@@ -299,10 +301,10 @@ def read_start(path: Path, folder: Path, first: dict, data: training.Data, setti
 
 
 def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name in sorted(tensors.keys() ^ expected.keys()):
-        raise InputError(
-            f"{path}: tensor {name} is {'unexpected' if name in tensors else 'missing'}"
-        )
+    differ = sorted(tensors.keys() ^ expected.keys())
+    if differ:
+        what = "unexpected" if differ[0] in tensors else "missing"
+        raise InputError(f"{path}: tensor {differ[0]} is {what}")
     for name, t in expected.items():
         have = tensors[name]
         if have.shape != t.shape or have.dtype != t.dtype:
@@ -344,12 +346,11 @@ def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: 
 
 def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Every layer's mask, permuted, at every level alike: so nested masks stay nested."""
-    draw, flat = (
-        common.rng(common.SHUFFLE, seed),
-        {name: masks[name].flatten() for name in sorted(masks)},
-    )
-    orders = {name: torch.from_numpy(draw.permutation(len(mask))) for name, mask in flat.items()}
-    return {name: flat[name][orders[name]].view(mask.shape) for name, mask in masks.items()}
+    random = common.rng(common.SHUFFLE, seed)
+    orders = {}
+    for name in sorted(masks):
+        orders[name] = torch.from_numpy(random.permutation(masks[name].numel()))
+    return {name: mask.flatten()[orders[name]].view(mask.shape) for name, mask in masks.items()}
 
 
 def resume(run: Run) -> None:
@@ -431,15 +432,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         help="rewind.safetensors of pretrain.py; several must share a recipe",
     )
-    whole, share, seconds = (
-        common.within("[0, inf)", int),
-        common.within("(0, 1)"),
-        common.within("(0, inf)"),
-    )
+    whole = common.within("[0, inf)", int)
     add("--levels", type=whole, help=f"prunings; level 0 is dense ({common.defaults('levels')})")
     add(
         "--prune-fraction",
-        type=share,
+        type=common.within("(0, 1)"),
         help=f"of the weights left ({common.defaults('prune_fraction')})",
     )
     add(
@@ -463,7 +460,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--save-every",
-        type=seconds,
+        type=common.within("(0, inf)"),
         default=60,
         help="seconds between saves within a level (default: 60)",
     )
@@ -495,74 +492,91 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = training.resolve_device(args.device)
     # a start that is not there is named at the end, and the others are trained
-    stopped = [f"{path}: No such file or directory" for path in args.rewind if not path.exists()]
-    present = [path for path in args.rewind if path.exists()]
-    if not present:
-        raise InputError("; ".join(stopped))
-    recipe = common.check_recipe(present[0], common.load_info(present[0]))
+    missing = [f"{path}: No such file or directory" for path in args.rewind if not path.exists()]
+    if len(missing) == len(args.rewind):
+        raise InputError("; ".join(missing))
+    first = next(path for path in args.rewind if path.exists())
+    recipe = common.check_recipe(first, common.load_info(first))
     preset = common.PRESETS[recipe["preset"]]
     levels = preset["levels"] if args.levels is None else args.levels
-    fraction = preset["prune_fraction"] if args.prune_fraction is None else args.prune_fraction
-
     data = training.load_data(
         recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
     )
-    settings = {"prune_fraction": fraction, "criterion": CRITERION, "order_seed": args.order_seed}
+    runs, unfinished = read_runs(args, recipe, levels, data)
+    if not runs:
+        raise InputError("; ".join(missing + unfinished))
+    with contextlib.ExitStack() as locks:  # of all runs or of none
+        for folder in sorted(run.folder for run in runs):
+            locks.enter_context(common.lock(folder / ".lock"))
+        take_up(runs, levels, args.force)
+        todo = [run for run in runs if run.level <= levels]
+        if todo:
+            training.check_precision(recipe["precision"], device, first)
+            training.say_where(device, recipe["precision"])
+            print(LINE.format("run".ljust(len(str(todo[0].folder))), *HEADER), flush=True)
+        diverged = train_and_prune(todo, levels, data, args)
+        for run in runs:
+            if run.level > levels:
+                (run.folder / "state.safetensors").unlink(missing_ok=True)
+    for run in todo:
+        if run.rows:
+            print(run.folder / "results.csv")
+    if missing + unfinished + diverged:
+        raise common.Failure("; ".join(missing + unfinished + diverged))
+
+
+def read_runs(
+    args: argparse.Namespace, recipe: dict, levels: int, data: training.Data
+) -> tuple[list[Run], list[str]]:
+    """A run for every starting point that is there, and a line for each whose masks are not.
+
+    recipe  of the first starting point, with which the others must agree
+    """
+    settings = {
+        "prune_fraction": args.prune_fraction,
+        "criterion": CRITERION,
+        "order_seed": args.order_seed,
+    }
+    if args.prune_fraction is None:
+        settings["prune_fraction"] = common.PRESETS[recipe["preset"]]["prune_fraction"]
     tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
     settings["test_set_sha256"] = common.sha256(*tested)
-    runs = []
+    runs, unfinished = [], []
     for path, out, other in itertools.zip_longest(args.rewind, args.out, args.masks or ()):
-        if path not in present:
+        if not path.exists():
             continue
         if other and not level_path(other, levels).exists():  # it diverged, or is still at work
-            stopped.append(f"--masks: {other} has not finished level {levels}")
+            unfinished.append(f"--masks: {other} has not finished level {levels}")
             continue
-        runs.append(read_start(path, out, recipe, data, settings))
+        run = read_start(path, out, recipe, data, settings)
         if other:
-            borrow(runs[-1], other, levels, args.prune_fraction, args.shuffle_masks)
-    if not runs:
-        raise InputError("; ".join(stopped))
-    # the locks of all runs or of none
-    folders = sorted(run.folder for run in runs)
-    held = [common.lock(folder / ".lock") for folder in folders]  # noqa: F841
+            borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
+        runs.append(run)
+    return runs, unfinished
+
+
+def take_up(runs: list[Run], levels: int, force: bool) -> None:
+    """Take up what is in the folders of runs; with force, remove it first."""
     for run in runs:
         for path in run.folder.iterdir():
-            if args.force and common.OF_IMP.fullmatch(path.name):
+            if force and common.OF_IMP.fullmatch(path.name):
                 path.unlink()
         resume(run)
         if run.level > levels:
             print(f"already done: {run.folder / 'results.csv'}")
 
-    received = []
+
+def train_and_prune(
+    runs: list[Run], levels: int, data: training.Data, args: argparse.Namespace
+) -> list[str]:
+    """Prune these runs, as many side by side as --at-once says; returns what diverged."""
+    received, diverged = [], []
     common.on_signals(received)
-    todo = [run for run in runs if run.level <= levels]
-    if todo:
-        training.check_precision(recipe["precision"], device, present[0])
-        training.say_where(device, recipe["precision"])
-        print(
-            LINE.format(
-                "run".ljust(len(str(todo[0].folder))),
-                "level",
-                "weights",
-                "accuracy",
-                "test loss",
-                "train loss",
-                "steps",
-                "seconds",
-            ),
-            flush=True,
-        )
-    for group in training.even_groups(todo, args.at_once, device):
-        stopped += prune_iteratively(group, levels, data, args.save_every, received)
+    for group in training.even_groups(runs, args.at_once, data.labels.device):
+        diverged += prune_iteratively(group, levels, data, args.save_every, received)
         for run in group:
             run.network = None  # lets its memory and recordings go before the next group
-    for run in runs:
-        if run.level > levels:
-            (run.folder / "state.safetensors").unlink(missing_ok=True)
-        if run in todo and run.rows:
-            print(run.folder / "results.csv")
-    if stopped:
-        raise common.Failure("; ".join(stopped))
+    return diverged
 
 
 if __name__ == "__main__":

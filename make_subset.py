@@ -56,13 +56,53 @@ def take_first(members: list[np.ndarray], size: int, order: np.ndarray) -> np.nd
     """The first size // C members of each class, one more of the first size % C in `order`."""
     counts = np.full(len(order), size // len(order))
     counts[order[: size % len(order)]] += 1
-    for c, (mine, count) in enumerate(zip(members, counts)):
-        if len(mine) < count:
-            raise InputError(f"--size needs {count} examples of class {c}, which has {len(mine)}")
-    return np.sort(np.concatenate([mine[:count] for mine, count in zip(members, counts)]))
+    for c, count in enumerate(counts):
+        if len(members[c]) < count:
+            raise InputError(
+                f"--size needs {count} examples of class {c}, which has {len(members[c])}"
+            )
+    return np.sort(np.concatenate([m[:count] for m, count in zip(members, counts)]))
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    data = dataset.load_images(args.dataset, args.data_dir)
+    clean, classes = data.labels, len(data.classes)
+    if args.size > len(clean):
+        raise InputError(
+            f"--size must be at most the {len(clean)} training examples, not {args.size}"
+        )
+    scores, sidecar = None, {}
+    if args.scores:
+        scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
+    noise = common.resolve_noise(args, sidecar)
+    labels = dataset.noisy_labels(clean, classes, noise["label_noise"], noise["noise_seed"])
+    settings = noise | {
+        "preset": args.preset,
+        "dataset": args.dataset,
+        "version": common.VERSION,
+        "fingerprint": data.fingerprint,
+        "select": args.select,
+        "size": args.size,
+        "class_balanced": args.class_balanced,
+        "seed": args.seed if args.select == "random" else None,
+        "score": sidecar.get("select", "unnamed") if args.scores else None,
+        "scores_sha256": common.sha256(scores.tobytes()) if args.scores else None,
+    }
+    if args.out.exists() and not args.force:
+        _, stored = common.load_array(args.out, np.int64, (args.size,), data.fingerprint)
+        common.refuse_difference(args.out, stored, settings)
+        print(f"already done: {args.out}")
+        return
+    with common.lock(args.out.with_suffix(".lock")):
+        subset = choose(args, scores, labels, classes)
+        common.save_array(args.out, subset, settings | {"made_by": common.made_by()})
+    report(subset, labels, clean, data.classes, args.class_balanced)
+    print(args.out)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line with all defaults filled in."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
@@ -79,77 +119,53 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="subset.npy to write")
     common.add_place_flags(parser, device=False)
     args = parser.parse_args(argv)
-
-    names = common.resolve_preset(args)
-    random = args.select == "random"
-    balanced = random if args.class_balanced is None else args.class_balanced
-    if random == (args.scores is not None):
-        raise InputError(f"--select {args.select} {'takes no' if random else 'needs'} --scores")
+    common.fill_from_preset(args)
+    if args.select == "random" and args.scores:
+        raise InputError("--select random takes no --scores")
+    if args.select != "random" and not args.scores:
+        raise InputError(f"--select {args.select} needs --scores")
+    if args.class_balanced is None:
+        args.class_balanced = args.select == "random"
     common.check_output(args.out, ".npy")
     if args.scores and args.out.resolve() == args.scores.resolve():
         raise InputError(f"--out and --scores are the same file, {args.out}")
+    return args
 
-    data = dataset.load_images(names["dataset"], args.data_dir)
-    clean, classes = data.labels, len(data.classes)
-    if args.size > len(clean):
-        raise InputError(
-            f"--size must be at most the {len(clean)} training examples, not {args.size}"
-        )
-    scores, sidecar = None, {}
-    if args.scores:
-        scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
-    noise = common.resolve_noise(args, sidecar)
-    labels = dataset.noisy_labels(clean, classes, noise["label_noise"], noise["noise_seed"])
-    config = (
-        names
-        | noise
-        | {
-            "version": common.VERSION,
-            "fingerprint": data.fingerprint,
-            "select": args.select,
-            "size": args.size,
-            "class_balanced": balanced,
-            "seed": args.seed if random else None,
-            "score": None if random else sidecar.get("select", "unnamed"),
-            "scores_sha256": None if random else common.sha256(scores.tobytes()),
-        }
-    )
-    held = common.open_output(
-        args.out,
-        args.force,
-        args.out.with_suffix(".lock"),
-        config,
-        lambda: common.load_array(args.out, np.int64, (args.size,), data.fingerprint)[1],
-    )
-    if not held:
-        return
-    if random:
-        subset = select_random(labels, classes, args.size, args.seed, balanced)
-    elif balanced:
-        subset = select_balanced(RULES[args.select](scores), labels, classes, args.size)
-    else:
-        subset = select(RULES[args.select](scores), args.size)
-    common.save_array(args.out, subset, config | {"made_by": common.made_by()})
-    counts = np.bincount(labels[subset], minlength=classes)
+
+def choose(
+    args: argparse.Namespace, scores: np.ndarray | None, labels: np.ndarray, classes: int
+) -> np.ndarray:
+    """The subset that the command line asks for, [M] int64 ascending."""
+    if args.select == "random":
+        return select_random(labels, classes, args.size, args.seed, args.class_balanced)
+    values = RULES[args.select](scores)
+    if args.class_balanced:
+        return select_balanced(values, labels, classes, args.size)
+    return select(values, args.size)
+
+
+def report(
+    subset: np.ndarray, labels: np.ndarray, clean: np.ndarray, names: list[str], balanced: bool
+) -> None:
+    """Print how many examples of each class a subset has, and how many of its labels are wrong."""
+    counts = np.bincount(labels[subset], minlength=len(names))
     print(
-        "examples per class: "
-        + "  ".join(f"{name} {count}" for name, count in zip(data.classes, counts))
+        "examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(names, counts))
     )
     lacking = (counts == 0).sum()
-    if not balanced and (lacking or 2 * counts.max() > args.size):
+    if not balanced and (lacking or 2 * counts.max() > len(subset)):
         print(
-            f"warning: {counts.max()} of {args.size} examples are {data.classes[counts.argmax()]}, "
-            f"{lacking} of {classes} classes have none: --class-balanced takes the same number of "
-            "every class",
+            f"warning: {counts.max()} of {len(subset)} examples are {names[counts.argmax()]}, "
+            f"{lacking} of {len(names)} classes have none: --class-balanced takes the same number "
+            "of every class",
             file=sys.stderr,
         )
-    if noise["label_noise"]:
-        wrong = labels != clean
+    wrong = labels != clean
+    if wrong.any():
         print(
             f"wrong labels: {wrong[subset].mean():.2%} of the subset, "
             f"{wrong.mean():.2%} of all examples"
         )
-    print(args.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Several seeds in one call share the time it takes to start: --seed 0 1 --out FIL
 
 import argparse
 import functools
-import io
 import math
 import sys
 from pathlib import Path
@@ -41,10 +40,12 @@ def main(argv: list[str] | None = None) -> None:
             subset, sidecar = read(path)
             recipe = describe(args, data, seed, subset, sidecar)
             recipe["precision"] = precision_of(out, args, device)
-            held = open_start(out, args.force, recipe)
-            if not held:
+            if out.exists() and not args.force:
+                stored = common.check_recipe(out, training.load_tensors(out)[1])
+                common.refuse_difference(out, stored, recipe)
+                print(f"already done: {out}")
                 continue
-            with held:
+            with common.lock(out.parent / ".lock"):
                 if not trained:
                     training.check_precision(recipe["precision"], device)
                     training.say_where(device, recipe["precision"])
@@ -167,15 +168,6 @@ def precision_of(out: Path, args: argparse.Namespace, device: torch.device) -> s
     begun = out.is_file() and not args.force
     made = common.load_info(out).get("recipe", {}) if begun else {}
     return training.resolve_precision(args.precision, device, made)
-
-
-def open_start(out: Path, force: bool, recipe: dict) -> io.IOBase | None:
-    """The lock of the run folder; None if the file is there already, which is said."""
-
-    def recipe_there() -> dict:
-        return common.check_recipe(out, training.load_tensors(out)[1])
-
-    return common.open_output(out, force, out.parent / ".lock", recipe, recipe_there)
 
 
 def pretrain(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 import common
@@ -31,78 +30,55 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     return error.norm(dim=1)
 
 
-def reliability(networks: np.ndarray) -> tuple[float, float, float, float]:
-    """Do K and t suffice? [K, N] scores -> (rho, reliability of the mean, halves' rho and overlap).
+def reliability(networks: np.ndarray) -> tuple[float, float]:
+    """Do so many networks and steps suffice? [K, N] scores, K > 1, -> what two halves agree on.
 
-    rho is the mean pairwise rank correlation; K rho / (1 + (K - 1) rho) predicts the correlation of
-    the mean rank with that of K other networks (Spearman-Brown). That is too much for the mean
-    score where networks differ in scale; what the means of two halves of them have in common shows
-    it: rank correlation, easiest tenth.
+    Returns the rank correlation between the mean scores of the first and the second half of the
+    networks, and the share of the easiest tenth of the examples that both have in common.
     """
+    from scipy.stats import rankdata
+
     k, n = networks.shape
-    rho = float(np.corrcoef(rankdata(networks, axis=1))[np.triu_indices(k, 1)].mean())
     halves = np.stack([networks[: k // 2].mean(0), networks[k // 2 :].mean(0)])
-    between = float(np.corrcoef(rankdata(halves, axis=1))[0, 1])
-    easiest = [np.argsort(half, kind="stable")[: max(1, n // 10)] for half in halves]
-    return (
-        rho,
-        k * rho / (1 + (k - 1) * rho),
-        between,
-        len(np.intersect1d(*easiest)) / len(easiest[0]),
-    )
-
-
-def score_missing(
-    scored: dict[str, np.ndarray],
-    path: Path,
-    config: dict,
-    data: training.Data,
-    labels: Tensor,
-    at_once: int | None,
-) -> list[str]:
-    """Train, score and save the networks not in scored {number: [N]}; returns those that failed."""
-    received, failed = [], []
-    common.on_signals(received)
-    todo = [k for k in range(config["networks"]) if str(k + 1) not in scored]
-    for share in training.even_groups(todo, at_once, labels.device):
-        # seeds of their own: none shares w_0 or order with a replicate its scores will judge
-        seeds = [common.seed_of_its_own(common.SCORING, config["seed"], k) for k in share]
-        members = [
-            training.Member(f"network {k + 1}", config, data, seed) for k, seed in zip(share, seeds)
-        ]
-        group = training.Group(members, data, config, labels=labels)
-        for _ in training.train(group, config["steps"], peak=config["lr"]):
-            if received:
-                raise common.Stopped(received[0])
-        for k, member in zip(share, members):
-            scores = el2n(training.predict(member.net, data, data.train_images()), labels)
-            if member.failed or not scores.isfinite().all():
-                failed.append(f"{member.name} at step {member.step}")
-                continue
-            scored[str(k + 1)] = scores.cpu().numpy()
-            common.save_tensors(path, scored, config)
-            accuracy, _ = training.evaluate(member.net, data)
-            print(
-                f"network {k + 1:3d} of {config['networks']}   test accuracy {accuracy:.4f}   "
-                f"mean {SCORE} {scores.mean():.4f}",
-                flush=True,
-            )
-        del group  # its recordings, before new ones are made
-    return failed
-
-
-def made_before(args: argparse.Namespace, progress: Path) -> dict:
-    """What the scores, or the networks finished so far, say of how they are made; {} of none."""
-    sidecar = args.out.with_suffix(".json")
-    if args.force:
-        return {}
-    if args.out.exists() and sidecar.exists():
-        with common.reading(sidecar):
-            return dict(json.loads(sidecar.read_text()))
-    return common.load_info(progress) if progress.exists() else {}
+    correlation = float(np.corrcoef(rankdata(halves, axis=1))[0, 1])
+    tenth = max(1, n // 10)
+    first, second = np.argsort(halves, axis=1, kind="stable")[:, :tenth]
+    return correlation, len(np.intersect1d(first, second)) / tenth
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = training.resolve_device(args.device)
+    preset = common.PRESETS[args.preset]
+    args.recipe["precision"] = training.resolve_precision(args.precision, device, made_before(args))
+    data = training.load_data(
+        args.dataset, args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+    )
+    settings = args.recipe | {
+        "fingerprint": data.fingerprint,
+        "select": SCORE,
+        "networks": args.networks,
+        "steps": args.steps,
+        "seed": args.seed,
+        "classes": len(data.classes),
+        "image_size": data.test.shape[1],
+    }
+    if args.out.exists() and not args.force:
+        shape = data.labels.shape
+        _, stored = common.load_array(args.out, np.float32, shape, data.fingerprint)
+        common.refuse_difference(args.out, stored, settings)
+        print(f"already done: {args.out}")
+        return
+    with common.lock(args.out.with_suffix(".lock")):
+        networks = score_networks(args, settings, data, device)
+        scores = networks.astype(np.float64).mean(0).astype(np.float32)
+        common.save_array(args.out, scores, settings | {"made_by": training.made_by(device)})
+    report(networks, scores)
+    print(args.out)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line with all defaults filled in; args.recipe is what decides a training."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
@@ -126,88 +102,123 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="scores.npy to write")
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
-
-    device = training.resolve_device(args.device)
-    progress = args.out.with_suffix(".networks.safetensors")
-    recipe = common.resolve_recipe(args, common.SCORING_PRESETS)
-    made = made_before(args, progress)
-    recipe["precision"] = training.resolve_precision(args.precision, device, made)
-    steps = common.PRESETS[recipe["preset"]]["el2n_steps"] if args.steps is None else args.steps
-    if steps > recipe["total_steps"]:
+    args.recipe = common.resolve_recipe(args, common.SCORING_PRESETS)
+    args.recipe |= common.resolve_noise(args, {})
+    del args.recipe["pretrain_lr"]  # scoring does not use it
+    if args.steps is None:
+        args.steps = common.PRESETS[args.preset]["el2n_steps"]
+    if args.steps > args.total_steps:
         raise InputError(
-            f"--steps must be at most the {recipe['total_steps']} total steps, not {steps}"
+            f"--steps must be at most the {args.total_steps} total steps, not {args.steps}"
         )
-    noise = common.resolve_noise(args, {})
     common.check_output(args.out, ".npy")
+    return args
 
-    preset = common.PRESETS[recipe["preset"]]
-    data = training.load_data(
-        recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
-    )
-    del recipe["pretrain_lr"]  # scoring does not use it
-    config = (
-        recipe
-        | noise
-        | {
-            "fingerprint": data.fingerprint,
-            "select": SCORE,
-            "networks": args.networks,
-            "steps": steps,
-            "seed": args.seed,
-            "classes": len(data.classes),
-            "image_size": data.test.shape[1],
-        }
-    )
-    held = common.open_output(
-        args.out,
-        args.force,
-        args.out.with_suffix(".lock"),
-        config,
-        lambda: common.load_array(args.out, np.float32, data.labels.shape, data.fingerprint)[1],
-    )
-    if not held:
-        return
-    training.check_precision(
-        recipe["precision"], device, progress if progress.exists() and not args.force else None
-    )
-    training.say_where(device, recipe["precision"])
-    scored = {}
+
+def progress_file(out: Path) -> Path:
+    """Where the scores of the finished networks are kept."""
+    return out.with_suffix(".networks.safetensors")
+
+
+def made_before(args: argparse.Namespace) -> dict:
+    """How the scores, or the networks finished so far, were made; {} where there are none."""
+    sidecar, progress = args.out.with_suffix(".json"), progress_file(args.out)
+    if args.force:
+        return {}
+    if args.out.exists() and sidecar.exists():
+        with common.reading(sidecar):
+            return dict(json.loads(sidecar.read_text()))
+    return common.load_info(progress) if progress.exists() else {}
+
+
+def score_networks(
+    args: argparse.Namespace, settings: dict, data: training.Data, device: torch.device
+) -> np.ndarray:
+    """Scores of every network, [K, N] float32; those that an earlier call finished are read.
+
+    Failure: the loss of a network was not finite; the others are kept.
+    """
+    progress = progress_file(args.out)
+    begun = progress.exists() and not args.force
+    training.check_precision(settings["precision"], device, progress if begun else None)
+    training.say_where(device, settings["precision"])
     if args.force:  # now, so that the same command without it goes on after a kill
         args.out.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
-    if progress.exists():
-        scored, found = common.load_tensors(progress)
-        common.refuse_difference(progress, found, config)
-    noisy = dataset.noisy_labels(
-        data.labels.cpu().numpy(), len(data.classes), noise["label_noise"], noise["noise_seed"]
+    scored = {}
+    if begun:
+        scored, stored = common.load_tensors(progress)
+        common.refuse_difference(progress, stored, settings)
+    labels = dataset.noisy_labels(
+        data.labels.cpu().numpy(),
+        len(data.classes),
+        settings["label_noise"],
+        settings["noise_seed"],
     )
-    labels = torch.from_numpy(noisy).to(device)
-
-    failed = score_missing(scored, progress, config, data, labels, args.at_once)
+    labels = torch.from_numpy(labels).to(device)
+    failed = score_missing(scored, progress, settings, data, labels, args.at_once)
     if failed:
         raise common.Failure(f"the loss was not finite in {', '.join(failed)}: try a lower --lr")
+    return np.stack([scored[str(k + 1)] for k in range(args.networks)])
 
-    networks = np.stack([scored[str(k + 1)] for k in range(args.networks)])
-    scores = networks.astype(np.float64).mean(0).astype(np.float32)
-    common.save_array(args.out, scores, config | {"made_by": training.made_by(device)})
-    if args.networks > 1:
-        rho, of_mean, between, overlap = reliability(networks)
-        text = f"{of_mean:.3f}" if rho > 0 else "none, they disagree"
-        print(
-            f"rank correlation between networks {rho:.3f}   reliability of the mean {text}   "
-            f"between two halves {between:.3f}, easiest tenth in common {overlap:.1%}"
-        )
-        if between < 0.7:
+
+def score_missing(
+    scored: dict[str, np.ndarray],
+    path: Path,
+    settings: dict,
+    data: training.Data,
+    labels: Tensor,
+    at_once: int | None,
+) -> list[str]:
+    """Train, score and save the networks not in scored {number: [N]}; returns those that failed."""
+    received, failed = [], []
+    common.on_signals(received)
+    missing = [k for k in range(settings["networks"]) if str(k + 1) not in scored]
+    for numbers in training.even_groups(missing, at_once, labels.device):
+        members = []
+        for k in numbers:
+            # seeds of their own: none shares w_0 or order with a replicate its scores will judge
+            seed = common.seed_of_its_own(common.SCORING, settings["seed"], k)
+            members.append(training.Member(f"network {k + 1}", settings, data, seed))
+        group = training.Group(members, data, settings, labels=labels)
+        for _ in training.train(group, settings["steps"], peak=settings["lr"]):
+            if received:
+                raise common.Stopped(received[0])
+        for k, member in zip(numbers, members):
+            scores = el2n(training.predict(member.net, data, data.train_images()), labels)
+            if member.failed or not scores.isfinite().all():
+                failed.append(f"{member.name} at step {member.step}")
+                continue
+            scored[str(k + 1)] = scores.cpu().numpy()
+            common.save_tensors(path, scored, settings)
+            accuracy, _ = training.evaluate(member.net, data)
             print(
-                f"warning: two halves of the networks agree by {between:.2f} only, what is easy is "
-                "partly chance: more --networks or --steps",
+                f"network {k + 1:3d} of {settings['networks']}   test accuracy {accuracy:.4f}   "
+                f"mean {SCORE} {scores.mean():.4f}",
+                flush=True,
+            )
+        del group  # its recordings, before new ones are made
+    return failed
+
+
+def report(networks: np.ndarray, scores: np.ndarray) -> None:
+    """Print the range of the scores [N], and how far two halves of the networks [K, N] agree."""
+    if len(networks) > 1:
+        correlation, overlap = reliability(networks)
+        print(
+            f"two halves of the networks: rank correlation {correlation:.3f}, "
+            f"{overlap:.1%} of the easiest tenth in common"
+        )
+        if correlation < 0.7:
+            print(
+                f"warning: two halves of the networks agree by {correlation:.2f} only, so what is "
+                "easy is partly chance: take more --networks or --steps",
                 file=sys.stderr,
             )
     print(
         f"scores of {len(scores)} examples: min {scores.min():.4f}, "
         f"median {np.median(scores):.4f}, max {scores.max():.4f}"
     )
-    print(args.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How a network is trained, in the order in which an image becomes a weight.
 
-load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step -> Member.update. Stages
+load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step_one -> Member.update. Stages
 decide who is trained, and on what.
 """
 
@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -401,7 +400,7 @@ class Group:
             # drawn.
             kept.copy_(new.pin_memory() if kept.is_cuda else new, non_blocking=True)
 
-    def step(self, k: int) -> None:
+    def step_one(self, k: int) -> None:
         """The training step of member k: batch, loss, gradients, SGD, masks."""
         m, examples = self.members[k], self.examples[k]
         images, labels = take_batch(self.data, examples), self.labels[examples[0]]
@@ -410,11 +409,15 @@ class Group:
         m.update(self.recipe, self.rate)
         m.loss_sum += loss.detach()
 
-    def steps(self, active: list[int]) -> None:
+    def step_all(self, active: list[int]) -> None:
         """A step of each of these members; on a GPU all of them at the same time."""
-        started = [(self.replays[k] or partial(self.step, k))() for k in active]
-        # after all have started: joined one by one they would wait for each other
-        for stream in started:
+        streams = []
+        for k in active:
+            replay = self.replays[k]
+            # a replay returns the stream that it runs on, a plain step None
+            streams.append(replay() if replay else self.step_one(k))
+        # Wait only after all have started; waiting one by one would serialise them.
+        for stream in streams:
             if stream:
                 torch.cuda.current_stream().wait_stream(stream)
 
@@ -593,7 +596,7 @@ def train(
             for k in active:
                 members[k].loss_sum.zero_()
                 members[k].loss_steps = 0
-        group.steps(active)
+        group.step_all(active)
         for m in (members[k] for k in active):
             m.loss_steps += 1
             m.step = step + 1

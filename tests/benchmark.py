@@ -201,13 +201,13 @@ def forced_failure(device: torch.device) -> tuple:
 
     The next group records.
     """
-    step, stream, said = training.Group.step, torch.cuda.current_stream(), io.StringIO()
+    step, stream, said = training.Group.step_one, torch.cuda.current_stream(), io.StringIO()
 
     def asking(group: training.Group, k: int) -> None:
         step(group, k)
         group.members[k].loss_sum.item()  # waits for the GPU, which a capture forbids
 
-    with contextlib.redirect_stderr(said), mock.patch.object(training.Group, "step", asking):
+    with contextlib.redirect_stderr(said), mock.patch.object(training.Group, "step_one", asking):
         failed = train(pruned_group(device), 5)
     clean = torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()

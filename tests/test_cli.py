@@ -352,8 +352,10 @@ def test_help_is_the_docstring(stage, capsys):
 
 
 def test_presets_hold_the_papers_table_1_and_a_dataset_names_its_own():
-    args = argparse.Namespace(preset=None, dataset="cifar100")
-    assert common.resolve_preset(args) == {"preset": "cifar100", "dataset": "cifar100"}
+    args = argparse.Namespace(preset=None, dataset="cifar100", depth=None, width=8)
+    common.fill_from_preset(args)
+    assert (args.preset, args.dataset) == ("cifar100", "cifar100")
+    assert (args.depth, args.width) == (32, 8)
     names = (
         "depth",
         "batch_size",

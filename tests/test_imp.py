@@ -245,7 +245,7 @@ def test_a_signal_saves_whose_turn_has_come(
     for path, out in zip(starts, whole):
         ok("imp", path, "--levels", 1, "--out", out)
     command = ["imp", *starts, "--levels", 1, "--out", *stopped]
-    calls, steps_of_all = count(1), training.Group.steps
+    calls, steps_of_all = count(1), training.Group.step_all
 
     def step(group, active):
         steps_of_all(group, active)
@@ -253,7 +253,7 @@ def test_a_signal_saves_whose_turn_has_come(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Group, "steps", step)
+        patch.setattr(training.Group, "step_all", step)
         assert call(*command, "--at-once", 3, "--save-every", every)[0] == 128 + signal.SIGTERM
     assert "".join(out.name for out in stopped if (out / "state.safetensors").exists()) == expected
     ok(*command)

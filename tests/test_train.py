@@ -184,13 +184,13 @@ def trained(group, stop):
 
 def honest(group, k):
     for _ in range(4):  # the real one warms up
-        group.step(k)
-    return lambda: group.step(k)
+        group.step_one(k)
+    return lambda: group.step_one(k)
 
 
 def failing(error):
     def record(group, k):
-        group.step(k)
+        group.step_one(k)
         raise error
 
     return record
@@ -198,7 +198,7 @@ def failing(error):
 
 def forgetting(group, k):
     turns = count()
-    return lambda: None if next(turns) else group.step(k)
+    return lambda: None if next(turns) else group.step_one(k)
 
 
 def stale(group, k, tensors):
@@ -208,7 +208,7 @@ def stale(group, k, tensors):
     def replay():
         current = [t.clone() for t in tensors]
         torch._foreach_copy_(tensors, kept)
-        group.step(k)
+        group.step_one(k)
         torch._foreach_copy_(tensors, current)
 
     return replay
@@ -218,10 +218,12 @@ STAND_INS = {  # their replays return None, as a step does; the real ones a stre
     "raising": failing(RuntimeError("operation not permitted when stream is capturing")),
     "forgetting the second step": forgetting,
     "in eval mode": lambda group, k: (
-        lambda: (group.members[k].net.eval(), group.step(k), group.members[k].net.train())[1]
+        lambda: (group.members[k].net.eval(), group.step_one(k), group.members[k].net.train())[1]
     ),
-    "stepping twice": lambda group, k: lambda: (group.step(k), group.step(k))[0],
-    "NaN": lambda group, k: lambda: (group.step(k), group.members[k].loss_sum.fill_(torch.nan))[0],
+    "stepping twice": lambda group, k: lambda: (group.step_one(k), group.step_one(k))[0],
+    "NaN": lambda group, k: (
+        lambda: (group.step_one(k), group.members[k].loss_sum.fill_(torch.nan))[0]
+    ),
     "doing nothing": lambda group, k: lambda: None,
     "stale batch": lambda group, k: stale(group, k, [group.examples]),
     "stale rate": lambda group, k: stale(group, k, [group.rate]),
@@ -297,13 +299,13 @@ def test_checks_hold_on_a_cpu(name):
 
 @pytest.mark.parametrize("name", BITS)
 def test_a_step_that_depends_on_more_than_its_member_fails_them(name, monkeypatch):
-    step, steps = training.Group.step, iter(range(10**6))
+    step, steps = training.Group.step_one, iter(range(10**6))
 
     def other(group, k):
         step(group, k)
         group.members[k].net.linear.bias.data.add_(1e-3 * next(steps))
 
-    monkeypatch.setattr(training.Group, "step", other)
+    monkeypatch.setattr(training.Group, "step_one", other)
     assert not benchmark.CHECKS[name](CPU)[2]
 
 
