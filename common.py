@@ -13,7 +13,9 @@ load_...). cli turns what it raises into one line and an exit status.
 import argparse
 import contextlib
 import csv
+import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -154,6 +156,9 @@ OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")
 
 # ------------------------------------------------------------ files
 
+# what a file system answers that has no locks, or cannot fsync a folder
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 
 def sha256(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -188,13 +193,41 @@ def atomic_write(path: Path, content: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise Failure(
             f"cannot write {path}: {error.strerror}; what was finished before is kept"
         ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss, where the file system can (CIFS cannot)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def find_files(root: Path, name: str) -> list[Path]:
+    """All files of a name in a folder and below, sorted; links to folders are followed.
+
+    Each real folder counts once, however many links lead to it.
+    """
+    paths, visited = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()
+        if name in files:
+            paths.append(Path(folder, name))
+    return sorted(paths)
 
 
 def write_csv(path: Path, rows: list) -> Path:
@@ -255,6 +288,9 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
     """
     with reading(path):
         content = path.read_bytes()
+        if content[:6] != b"\x93NUMPY":
+            what = "an archive such as .npz or .pt" if content[:2] == b"PK" else "something else"
+            raise InputError(f"{path}: is {what}, an array that numpy.save wrote is expected")
         array = np.load(io.BytesIO(content), allow_pickle=False)
         if array.dtype != dtype:
             raise ValueError(f"dtype {array.dtype}, expected {np.dtype(dtype)}; see array.astype")
@@ -273,6 +309,9 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
         info = dict(json.loads(sidecar.read_text()))
         LABEL_NOISE(str(info.get("label_noise", 0)))
         SEED(str(info.get("noise_seed", 0)))
+        rule = info.get("select", "unnamed")
+        if not isinstance(rule, str) or not rule.strip() or rule in ("init", "all"):
+            raise ValueError(f"select names the rule; {json.dumps(rule)} is no name of one's own")
     if "made_by" in info:  # else it is a user's own
         check_version(path, info)
     if info.get("sha256", sha256(content)) != sha256(content):
@@ -320,8 +359,8 @@ def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
 def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     """Hold path until this process ends or the result is closed; makes its folder.
 
-    The file stays: unlinking it would race. InputError: another process holds it, or nothing can be
-    written.
+    The file stays: unlinking it would race. Where the file system has no locks, a note says so and
+    work goes on. InputError: another process holds it, or nothing can be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -335,10 +374,22 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
         raise InputError(
             f"{path.parent} is in use by {handle.read().strip() or 'another process'}"
         ) from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        note_no_locks()
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     handle.flush()
     return handle
+
+
+@functools.cache  # once a process
+def note_no_locks() -> None:
+    print(
+        "note: this file system has no locks: no two commands may write to one folder at a time",
+        file=sys.stderr,
+    )
 
 
 def made_by() -> dict:

@@ -68,7 +68,7 @@ run_task() { # LIST [INDEX]: LIST has a task a line, its commands with tabs betw
 
 say_progress() { # LIST LOG FAILURES: one task after another, as several may end together
   {
-    flock 9
+    flock 9 2>/dev/null # where the file system has locks
     echo >&9
     local minutes=$((($(date +%s) - started) / 60)) lost=""
     (($3 == 0)) || lost=", failed: $2"

@@ -26,17 +26,20 @@ def select(values: np.ndarray, size: int) -> np.ndarray:
     return np.sort(np.argsort(values, kind="stable")[:size])
 
 
-def select_balanced(values: np.ndarray, labels: np.ndarray, classes: int, size: int) -> np.ndarray:
-    """The same within each class, size // classes of each.
+def select_balanced(
+    values: np.ndarray, labels: np.ndarray, names: list[str], size: int
+) -> np.ndarray:
+    """The same within each class, size // C of each of the C classes with these names.
 
     The remainder goes, one each, to the lowest classes.
     """
     order = np.argsort(values, kind="stable")
-    return take_first([order[labels[order] == c] for c in range(classes)], size, np.arange(classes))
+    members = [order[labels[order] == c] for c in range(len(names))]
+    return take_first(members, size, np.arange(len(names)), names)
 
 
 def select_random(
-    labels: np.ndarray, classes: int, size: int, seed: int, balanced=True
+    labels: np.ndarray, names: list[str], size: int, seed: int, balanced=True
 ) -> np.ndarray:
     """Random examples, [M] int64, the same number of every class.
 
@@ -47,21 +50,27 @@ def select_random(
     draw = common.rng(common.SUBSET, seed)
     if not balanced:
         return np.sort(draw.permutation(len(labels))[:size])
-    order = draw.permutation(classes)
-    members = [draw.permutation(np.flatnonzero(labels == c)) for c in range(classes)]
-    return take_first(members, size, order)
+    order = draw.permutation(len(names))
+    members = [draw.permutation(np.flatnonzero(labels == c)) for c in range(len(names))]
+    return take_first(members, size, order, names)
 
 
-def take_first(members: list[np.ndarray], size: int, order: np.ndarray) -> np.ndarray:
-    """The first size // C members of each class, one more of the first size % C in `order`."""
+def take_first(
+    members: list[np.ndarray], size: int, order: np.ndarray, names: list[str]
+) -> np.ndarray:
+    """The first size // C members of each class, one more of the first size % C in `order`.
+
+    InputError: a class has fewer members.
+    """
     counts = np.full(len(order), size // len(order))
     counts[order[: size % len(order)]] += 1
-    for c, count in enumerate(counts):
-        if len(members[c]) < count:
+    for name, found, count in zip(names, members, counts):
+        if len(found) < count:
             raise InputError(
-                f"--size needs {count} examples of class {c}, which has {len(members[c])}"
+                f"--size {size} needs {count} examples of class {name}, which has {len(found)} "
+                "(--no-class-balanced does not ask for as many of every class)"
             )
-    return np.sort(np.concatenate([m[:count] for m, count in zip(members, counts)]))
+    return np.sort(np.concatenate([found[:count] for found, count in zip(members, counts)]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,9 +104,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"already done: {args.out}")
         return
     with common.lock(args.out.with_suffix(".lock")):
-        subset = choose(args, scores, labels, classes)
+        subset = choose(args, scores, labels, data.classes)
         common.save_array(args.out, subset, settings | {"made_by": common.made_by()})
-    report(subset, labels, clean, data.classes, args.class_balanced)
+    report(args, subset, labels, clean, data.classes)
     print(args.out)
 
 
@@ -133,19 +142,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose(
-    args: argparse.Namespace, scores: np.ndarray | None, labels: np.ndarray, classes: int
+    args: argparse.Namespace, scores: np.ndarray | None, labels: np.ndarray, names: list[str]
 ) -> np.ndarray:
     """The subset that the command line asks for, [M] int64 ascending."""
     if args.select == "random":
-        return select_random(labels, classes, args.size, args.seed, args.class_balanced)
+        return select_random(labels, names, args.size, args.seed, args.class_balanced)
     values = RULES[args.select](scores)
     if args.class_balanced:
-        return select_balanced(values, labels, classes, args.size)
+        return select_balanced(values, labels, names, args.size)
     return select(values, args.size)
 
 
 def report(
-    subset: np.ndarray, labels: np.ndarray, clean: np.ndarray, names: list[str], balanced: bool
+    args: argparse.Namespace,
+    subset: np.ndarray,
+    labels: np.ndarray,
+    clean: np.ndarray,
+    names: list[str],
 ) -> None:
     """Print how many examples of each class a subset has, and how many of its labels are wrong."""
     counts = np.bincount(labels[subset], minlength=len(names))
@@ -153,7 +166,7 @@ def report(
         "examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(names, counts))
     )
     lacking = (counts == 0).sum()
-    if not balanced and (lacking or 2 * counts.max() > len(subset)):
+    if not args.class_balanced and (lacking or 2 * counts.max() > len(subset)):
         print(
             f"warning: {counts.max()} of {len(subset)} examples are {names[counts.argmax()]}, "
             f"{lacking} of {len(names)} classes have none: --class-balanced takes the same number "
@@ -161,10 +174,15 @@ def report(
             file=sys.stderr,
         )
     wrong = labels != clean
-    if wrong.any():
+    if not wrong.any():
+        return
+    of_subset, of_all = wrong[subset].mean(), wrong.mean()
+    print(f"wrong labels: {of_subset:.2%} of the subset, {of_all:.2%} of all examples")
+    if args.select == "easy" and of_subset > of_all:
         print(
-            f"wrong labels: {wrong[subset].mean():.2%} of the subset, "
-            f"{wrong.mean():.2%} of all examples"
+            "warning: among the easy examples more labels are wrong than among all: is a low score "
+            f"easy in {args.scores}? Where high is good, negate them",
+            file=sys.stderr,
         )
 
 

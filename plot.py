@@ -17,6 +17,7 @@ import csv
 import io
 import itertools
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,8 +187,11 @@ def draw_page(
     path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False
 ) -> list[Path]:
     """Pictures side by side, as png and pdf; unless apart, of one vertical range."""
+    # A shell cell of a notebook hands on the notebook's backend, which need not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
 
+    matplotlib.rcdefaults()  # whatever a matplotlibrc of the user's says
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
@@ -411,7 +415,7 @@ def read_pairs(folder: Path, names: dict[Path, Run]) -> dict[str, list[list[dict
     Each row has two values more, run_a and run_b.
     """
     experiments = {}
-    for path in sorted(folder.rglob("connectivity.csv")):
+    for path in common.find_files(folder, "connectivity.csv"):
         table = read_table(path)
         with common.reading(path):
             for row in table:

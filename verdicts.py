@@ -271,7 +271,7 @@ def read_runs(root: Path) -> dict[str, list[Curve]]:
 def group_into_curves(root: Path) -> list[Curve]:
     """A curve for each setting; its replicates are the runs that have it."""
     curves, reordered = {}, 0
-    for path in sorted(root.rglob("results.csv")):
+    for path in common.find_files(root, "results.csv"):
         seed, settings, subset, remaining, accuracy = read_run(path.parent)
         key = json.dumps(settings, sort_keys=True)
         c = curves.setdefault(key, Curve(settings, remaining))
@@ -290,7 +290,7 @@ def group_into_curves(root: Path) -> list[Curve]:
 
 def attach_divergences(root: Path, curves: list[Curve]) -> None:
     """Note of every replicate whose loss was not finite where that was."""
-    for path in sorted(root.rglob("diverged.json")):
+    for path in common.find_files(root, "diverged.json"):
         with common.reading(path):
             told = json.loads(path.read_text())
             common.check_version(path, told["recipe"])

@@ -1,11 +1,14 @@
 """The command lines: bad input is one clear line, exit status 2, and nothing written or lost."""
 
 import argparse
+import errno
+import fcntl
 import json
 import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -17,6 +20,7 @@ import torch
 from conftest import FRACTION, ROOT, STAGES, TINY, equal, level, snapshot
 
 import common
+import dataset
 import training
 
 N = 1297
@@ -194,6 +198,80 @@ def test_bad_arrays(refused, tmp_path, array, words):
     subset = [*START, tmp_path / "x.safetensors", "--subset", tmp_path / "mine.npy"]
     scores = [*EASY, tmp_path / "mine.npy", "--out", tmp_path / "new.npy"]
     refused(subset if len(array) < 9 else scores, "mine.npy", *words)
+
+
+def test_files_that_are_no_array_are_named_for_what_they_are(refused, tmp_path):
+    scores = np.zeros(N, np.float32)
+    np.savez(tmp_path / "a.npz", scores)
+    torch.save(torch.from_numpy(scores), tmp_path / "a.pt")
+    np.savetxt(tmp_path / "a.csv", scores)
+    for name, words in (
+        ("a.npz", ["is an archive", "numpy.save"]),
+        ("a.pt", ["is an archive", "numpy.save"]),
+        ("a.csv", ["is something else", "numpy.save"]),
+    ):
+        refused([*EASY, tmp_path / name, "--out", tmp_path / "new.npy"], name, *words)
+
+
+@pytest.mark.parametrize("name", [7, None, "", "init", "all", ["margin"]])
+def test_the_name_of_a_score_is_one_of_its_own(refused, tmp_path, name):
+    np.save(tmp_path / "mine.npy", np.zeros(N, np.float32))
+    (tmp_path / "mine.json").write_text(json.dumps({"select": name}))
+    command = [*EASY, tmp_path / "mine.npy", "--out", tmp_path / "new.npy"]
+    refused(command, "mine.json", f"{json.dumps(name)} is no name of one's own")
+
+
+def test_a_class_with_too_few_examples_is_named(refused, tmp_path):
+    """The digits have at most 133 training images of a class."""
+    words = ["examples of class 8, which has 124", "--no-class-balanced"]
+    command = ["subset", "--select", "random", "--size", 1260, "--out", tmp_path / "new.npy"]
+    refused(command, "--size 1260 needs 126", *words)
+
+
+def test_scores_of_which_high_is_good_get_a_warning_where_the_noise_is_known(call, tmp_path):
+    clean = dataset.load_images("digits", tmp_path).labels
+    right = (dataset.noisy_labels(clean, 10, 0.5, 0) == clean).astype(np.float32)
+    for low_is, scores in (("easy", 1 - right), ("hard", right)):
+        np.save(tmp_path / "s.npy", scores)
+        status, out, err = call(
+            *EASY, tmp_path / "s.npy", "--label-noise", 0.5, "--force", "--out", tmp_path / "e.npy"
+        )
+        assert ("wrong labels: 0.00%" in out, "wrong labels: 100.00%" in out) == (
+            low_is == "easy",
+            low_is == "hard",
+        )
+        assert ("is a low score easy in" in err) == (low_is == "hard")
+        assert status == 0
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_gets_one_note(call, tmp_path, monkeypatch, number):
+    def no_locks(handle, operation):
+        raise OSError(getattr(errno, number), "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    common.note_no_locks.cache_clear()
+    commands = (
+        [*START, tmp_path / "run/rewind.safetensors"],
+        ["imp", tmp_path / "run/rewind.safetensors", "--levels", 0],
+    )
+    for command, notes in zip(commands, (1, 0)):  # once a process
+        status, _, err = call(*command)
+        assert (status, err.count("has no locks")) == (0, notes), err
+
+
+def test_a_folder_that_cannot_be_synced_is_written_all_the_same(call, tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def files_only(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "no fsync of folders here")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    command = [*START, tmp_path / "run/rewind.safetensors"]
+    assert call(*command)[0] == 0
+    assert "already done" in call(*command)[1]
 
 
 def test_arrays_and_their_sidecars(call, ok, refused, folder):

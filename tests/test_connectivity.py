@@ -35,7 +35,7 @@ def test_barriers_and_their_scores_against_plain_pytorch(ok, controls, pages, di
     root = tmp_path / "runs"
     own = [
         shutil.copytree(controls / "runs/digits/all-t20" / seed, root / "all-t20" / seed)
-        for seed in ("seed0", "seed1")
+        for seed in ("seed0", "seed1000")
     ]
     for name, masks in (("again", ["--masks", *own]), ("alone", [])):  # alone: masks of their own
         shutil.rmtree(root / "again", ignore_errors=True)
@@ -47,8 +47,11 @@ def test_barriers_and_their_scores_against_plain_pytorch(ok, controls, pages, di
         ok("connectivity", *own, "--with", *outs, "--out", tmp_path / name, "--device", "cpu")
     rows = read_csv(tmp_path / "again/connectivity.csv")
     assert [(row["seed_a"], row["level"]) for row in rows if row["error_barrier"]] == [
-        (seed, n) for seed in "01" for n in "012"
+        (seed, n) for seed in ("0", "1000") for n in "012"
     ]
+    # an order seed is no replicate's own order, whatever its number
+    weights = [part(folder, 0, "weight") for folder in (own[1], root / "alone/1")]
+    assert not any(t.equal(weights[1][name]) for name, t in weights[0].items())
     alone = read_csv(tmp_path / "alone/connectivity.csv")
     assert len(alone) == 6
     assert [row["level"] for row in alone if row["error_barrier"]] == ["0", "0"]

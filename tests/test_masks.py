@@ -145,14 +145,16 @@ def test_controls_are_paired_with_the_run_whose_masks_they_have(ok, controls):
     reinit, own = (
         [
             float(row["test_accuracy"])
-            for seed in (0, 1)
+            for seed in (0, 1000)
             for row in read_csv(controls / f"runs/digits/{name}/seed{seed}/results.csv")[1:]
         ]
         for name in ("all-t20-reinit", "all-t20")
     )
     difference = found["no pre-training, masks=all-t20", ALL]["difference"]
     assert float(difference) == pytest.approx(100 * (np.mean(reinit) - np.mean(own)))
-    assert level(controls / "runs/digits/all-t20-reinit/seed1", 0)[1]["recipe"]["seed"] == 1001
+    for seed, new in ((0, 1001), (1000, 2000)):
+        info = level(controls / f"runs/digits/all-t20-reinit/seed{seed}", 0)[1]
+        assert info["recipe"]["seed"] == new
     ok(
         "verdicts", controls / "runs/digits", "--out", controls / "plain"
     )  # other figures go without

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -211,3 +213,17 @@ def test_tables_and_help_need_neither_torch_nor_matplotlib(stage):
     code = f"import sys, {stage}; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_settings_of_matplotlib_that_a_user_has_elsewhere_change_no_picture(ok, tmp_path):
+    """A shell cell of a notebook inherits the notebook's backend, which need not be installed."""
+    ok("verdicts", "--paper", PAPER, "--preset", "cifar10", "--figure", 2, "--out", tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    rc = tmp_path / "matplotlibrc"
+    rc.write_text("text.usetex: True\nsavefig.facecolor: red\nfont.size: 30\nimage.cmap: none\n")
+    backend = "module://a_backend_that_is_not_here"
+    for folder, settings in (("a", {}), ("b", {"MPLBACKEND": backend, "MATPLOTLIBRC": str(rc)})):
+        command = [sys.executable, ROOT / "plot.py", tmp_path / folder]
+        subprocess.run(command, env=os.environ | settings, check=True, capture_output=True)
+    one, other = ((tmp_path / x / "cifar10-published-figure2.png").read_bytes() for x in "ab")
+    assert one == other

@@ -18,6 +18,7 @@ import score_el2n
 import training
 
 SHORT = ["score", *TINY, "--networks", 3, "--steps", 4, "--out"]
+NAMES = [*"abcdefg"]  # of the classes
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), 40))
 SIZES, SEEDS = st.integers(1, 280), st.integers(0, 2**32 - 1)
 
@@ -116,19 +117,19 @@ def test_a_preset_may_score_with_networks_of_its_own_and_flags_win(ok, tmp_path)
 def test_random_is_unique_balanced_and_nested(a, b, seed):
     for balanced in (False, True):
         small, subset = (
-            make_subset.select_random(LABELS, 7, n, seed, balanced) for n in sorted((a, b))
+            make_subset.select_random(LABELS, NAMES, n, seed, balanced) for n in sorted((a, b))
         )
         assert (len(subset), subset.dtype) == (max(a, b), np.int64)
         assert np.array_equal(subset, np.unique(subset))
         assert np.isin(small, subset).all()
         assert np.array_equal(
-            subset, make_subset.select_random(LABELS, 7, max(a, b), seed, balanced)
+            subset, make_subset.select_random(LABELS, NAMES, max(a, b), seed, balanced)
         )
     assert np.ptp(np.bincount(LABELS[subset], minlength=7)) <= 1
 
 
 def test_random_depends_on_the_seed_and_spreads_the_remainder():
-    drawn = [make_subset.select_random(LABELS, 7, 38, seed) for seed in range(200)]
+    drawn = [make_subset.select_random(LABELS, NAMES, 38, seed) for seed in range(200)]
     assert len({tuple(s) for s in drawn}) == 200
     extra = sum(np.bincount(LABELS[s], minlength=7) - 5 for s in drawn)
     assert (abs(extra - 600 / 7) < 30).all()  # 3 of 7 classes, drawn anew each time
@@ -151,13 +152,13 @@ def test_easy_and_hard_take_the_extremes_and_the_lower_index_among_ties(values, 
 def test_balanced_easy_and_hard_are_extreme_within_each_class(size, hardest):
     scores = np.random.default_rng(1).normal(size=280).astype(np.float32)
     values = make_subset.RULES["hard" if hardest else "easy"](scores)
-    subset = make_subset.select_balanced(values, LABELS, 7, size)
+    subset = make_subset.select_balanced(values, LABELS, NAMES, size)
     for c in range(7):
         count = size // 7 + (c < size % 7)  # the remainder to the lowest classes
         mine = sorted(np.flatnonzero(c == LABELS), key=lambda i: scores[i], reverse=hardest)[:count]
         assert sorted(mine) == subset[LABELS[subset] == c].tolist()
-    with pytest.raises(common.InputError, match="needs 41 examples of class 0, which has 40"):
-        make_subset.select_balanced(values, LABELS, 7, 281)
+    with pytest.raises(common.InputError, match="needs 41 examples of class a, which has 40"):
+        make_subset.select_balanced(values, LABELS, NAMES, 281)
 
 
 def test_command_prints_counts_and_noise_and_passes_the_noise_on(ok, refused, tmp_path, digits):

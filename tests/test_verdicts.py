@@ -211,6 +211,19 @@ def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_d
     assert ({*control.accuracy}, [*control.diverged]) == ({5, 6, 1005}, [3])
 
 
+def test_runs_behind_links_are_found_and_each_real_folder_counts_once(tmp_path, capfd):
+    elsewhere, root = tmp_path / "another disk", tmp_path / "runs"
+    fake_runs(elsewhere, "all 4", *[[0.9, 0.8]] * 3)
+    fake_runs(root, "easy 32 2", *[[0.9, 0.8]] * 2)
+    (root / "all-t4").symlink_to(elsewhere / "all 4-0.0-0.4")
+    (root / "again").symlink_to(elsewhere)
+    (root / "round").symlink_to(root)  # a link to where it lies
+    (root / "nowhere").symlink_to(tmp_path / "gone")
+    curves = {c.name: [*c.accuracy] for c in verdicts.read_runs(root)["cifar10"]}
+    assert curves == {"all data, 4 steps": [0, 1, 2], "easy 32, 2 steps": [0, 1]}
+    assert "repeats seed" not in capfd.readouterr().out
+
+
 def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval_of_welch():
     for seeds, replicates in (
         ([0, 1, 2], "3 paired"),
