@@ -79,6 +79,8 @@ PRESETS = {
 # Scoring may use another network: small ones that prune well rank examples unreliably.
 SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.items()}
 
+IMAGE_SIZE = 32  # to which the images of a folder are resized, if nothing else is asked for
+
 DATASETS = ("digits", "cifar10", "folder", "cifar100", "cinic10")  # dataset.py reads them
 # Raised with every change after which the same settings give other numbers: nothing of another
 # version is taken up.
@@ -280,11 +282,10 @@ def save_array(path: Path, array: np.ndarray, info: dict) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
-    """An .npy file of a dtype and shape (None: any length), and what its sidecar says, {} if none.
+def read_array(path: Path, dtype: type, shape: tuple) -> tuple[np.ndarray, str]:
+    """An .npy file of a dtype and shape (None: any length), and the sha256 of the file.
 
-    InputError: other dtype or shape, values not finite, or a sidecar about another array or data
-    set.
+    InputError: other dtype or shape, or values that are not finite.
     """
     with reading(path):
         content = path.read_bytes()
@@ -298,6 +299,15 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
             raise ValueError(f"shape {list(array.shape)}, expected {list(shape)}")
         if not np.isfinite(array).all():
             raise ValueError("has values that are not finite")
+    return array, sha256(content)
+
+
+def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
+    """read_array, and what the sidecar of the array says, {} if it has none.
+
+    InputError: also where the sidecar is about another array or other images.
+    """
+    array, hashed = read_array(path, dtype, shape)
     sidecar = path.resolve().with_suffix(".json")
     if not sidecar.exists():  # an array of the user's own
         print(
@@ -314,12 +324,12 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
             raise ValueError(f"select names the rule; {json.dumps(rule)} is no name of one's own")
     if "made_by" in info:  # else it is a user's own
         check_version(path, info)
-    if info.get("sha256", sha256(content)) != sha256(content):
+    if info.get("sha256", hashed) != hashed:
         raise InputError(f"{path}: does not match the sha256 in the .json beside it")
     if info.get("fingerprint", fingerprint) != fingerprint:
-        raise InputError(
-            f"{path}: made for other data ({info.get('dataset')}), its fingerprint differs"
-        )
+        size = info.get("image_size")
+        what = f"{info.get('dataset')}{f', {size} pixels a side' if size else ''}"
+        raise InputError(f"{path}: made for other data ({what}), its fingerprint differs")
     return array, info
 
 
@@ -334,7 +344,7 @@ def check_version(path: Path, info: dict) -> None:
 
 
 # what files say beside the settings that decide the result
-RECORDED = ("recipe", "row", "made_by", "sha256")
+RECORDED = ("recipe", "row", "made_by", "sha256", "labels")
 
 
 def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
@@ -487,6 +497,7 @@ def add_dataset_flags(parser: Parser) -> None:
         choices=DATASETS,
         help="default: the preset's; folder reads train/CLASS/*, test/CLASS/*",
     )
+    add_image_flags(parser)
     add(
         "--label-noise",
         type=LABEL_NOISE,
@@ -496,6 +507,22 @@ def add_dataset_flags(parser: Parser) -> None:
         "--noise-seed",
         type=SEED,
         help="which draw of the label noise (default: the input's, else 0)",
+    )
+
+
+def add_image_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--image-size",
+        type=within("[4, 2048]", int),
+        metavar="X",
+        help=f"pixels of a side, to which --dataset folder resizes bilinearly ({IMAGE_SIZE})",
+    )
+    add(
+        "--labels",
+        type=Path,
+        help="labels.npy, int64 [N]: learn these, such as human ones, in scoring and pre-training "
+        "(default: the input's, else the data set's own)",
     )
 
 
@@ -560,6 +587,12 @@ def fill_from_preset(args: argparse.Namespace, presets: dict = PRESETS) -> None:
     for name, value in presets[args.preset].items():
         if getattr(args, name, value) is None:
             setattr(args, name, value)
+    check_image_size(args.dataset, args.image_size)
+
+
+def check_image_size(dataset: str, size: int | None) -> None:
+    if size is not None and dataset != "folder":
+        raise InputError(f"--image-size is for --dataset folder; the images of {dataset} have one")
 
 
 def resolve_recipe(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
@@ -609,6 +642,8 @@ def start_name(recipe: dict) -> str:
     balanced = "-balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
     size = "" if recipe["subset_size"] is None else f"-{recipe['subset_size']}"
     noise = f"-noise{100 * recipe['label_noise']:g}" if recipe["label_noise"] else ""
+    if recipe["labels_sha256"]:
+        noise = f"-labels{recipe['labels_sha256'][:4]}"
     rate = recipe["pretrain_lr"]
     lr = "" if rate == PRESETS[recipe["preset"]]["pretrain_lr"] else f"-lr{rate:g}"
     more = "".join(
@@ -641,12 +676,16 @@ def replicate(info: dict) -> tuple[int, dict]:
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
-    """label_noise, noise_seed and labels_sha256 from the flags or the input's sidecar.
+    """label_noise, noise_seed and labels_sha256, from the flags or from the input's sidecar.
 
-    These two must not contradict each other.
+    labels_sha256 is that of the sidecar; dataset.labels_to_learn fills in that of --labels.
+    InputError: a flag contradicts the sidecar, or the labels would be given twice.
     """
+    labels_sha256 = sidecar.get("labels_sha256")
+    if args.labels and sidecar.get("labels_sha256", "not said") is None:
+        raise InputError(f"--labels {args.labels} contradicts the input, made without --labels")
     if sidecar.get("label_noise") == 0:
-        sidecar = {"label_noise": 0.0}  # its seed means nothing
+        sidecar = {"label_noise": 0.0}  # without noise, its seed means nothing
     noise = {}
     for name in ("label_noise", "noise_seed"):
         given = getattr(args, name)
@@ -655,12 +694,25 @@ def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} {given} contradicts the input, made with {noise[name]}")
     share = float(noise["label_noise"])
-    # labels_sha256: of labels of a user's own, which no stage takes so far
+    if share and (args.labels or labels_sha256):
+        raise InputError("--label-noise and --labels exclude each other")
     return {
         "label_noise": share,
         "noise_seed": noise["noise_seed"] if share else 0,
-        "labels_sha256": None,
+        "labels_sha256": labels_sha256,
     }
+
+
+def labels_file(args: argparse.Namespace, sidecar: dict, source: Path | None) -> Path | None:
+    """Where labels of the user's own are: --labels, or what the sidecar of `source` says."""
+    if args.labels or not sidecar.get("labels"):
+        return args.labels
+    return source.parent / sidecar["labels"]
+
+
+def place_of(file: Path | None, out: Path) -> str | None:
+    """How the sidecar of an output names a file: relative to its folder, so both may move."""
+    return None if file is None else os.path.relpath(file.resolve(), out.resolve().parent)
 
 
 def environment_flag(name: str) -> bool:

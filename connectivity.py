@@ -245,7 +245,12 @@ def load_images(pairs: list[Pair], data_dir: Path, device: torch.device) -> trai
     recipe = pairs[0].a.recipe
     preset = common.PRESETS[recipe["preset"]]
     data = training.load_data(
-        recipe["dataset"], data_dir, device, pad=preset["pad"], flip=preset["flip"]
+        recipe["dataset"],
+        data_dir,
+        device,
+        pad=preset["pad"],
+        flip=preset["flip"],
+        image_size=recipe["image_size"],
     )
     for pair in pairs:
         if pair.a.recipe["fingerprint"] != data.fingerprint:

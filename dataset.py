@@ -4,9 +4,13 @@ reads   --data-dir, where a missing data set is downloaded if there is a network
 writes  what it had to download there, and decoded copies of image files
 python dataset.py cifar10 --data-dir data
 
-Each reader returns (class names, training images [N, H, W, C] uint8, labels, test images, labels).
+An image tree is <split>/<class>/<file>. A file that Pillow reads is an image, each real file of a
+split once. Names that begin with "." or "@", and __MACOSX, are not classes or images, and folders
+within a class are not read; a note counts what was ignored.
 """
 
+import argparse
+import collections
 import contextlib
 import importlib.util
 import os
@@ -22,13 +26,17 @@ from tqdm import tqdm
 
 from common import (
     DATASETS,
+    IMAGE_SIZE,
     NOISE,
     Failure,
     InputError,
     Parser,
+    add_image_flags,
+    check_image_size,
     cli,
     load_tensors,
     lock,
+    read_array,
     reading,
     rng,
     save_tensors,
@@ -50,12 +58,16 @@ class Images:
     fingerprint: str  # sha256 of training images and clean labels
 
 
-def load_images(name: str, data_dir: Path) -> Images:
+def load_images(name: str, data_dir: Path, image_size: int | None = None) -> Images:
     """A data set with the statistics and the fingerprint of its training set.
 
+    image_size  pixels of a side, of a folder; the other data sets have one
     InputError: it is missing and cannot be fetched, damaged, or has a single class.
     """
-    classes, train, labels, test, test_labels = READERS[name](data_dir)
+    if name == "folder" and image_size is not None:
+        classes, train, labels, test, test_labels = read_folder(data_dir, image_size)
+    else:
+        classes, train, labels, test, test_labels = READERS[name](data_dir)
     labels, test_labels = np.asarray(labels, np.int64), np.asarray(test_labels, np.int64)
     if len(classes) < 2:
         raise InputError(f"{data_dir}: only one class, {classes[0]}")
@@ -66,12 +78,17 @@ def load_images(name: str, data_dir: Path) -> Images:
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation by channel, [C] float32 each, exact up to the last rounding."""
+    """Mean and standard deviation by channel, [C] float32 each, exact up to the last rounding.
+
+    The deviation of a channel that is constant is called infinite: normalised, it becomes zeros,
+    black padding included.
+    """
     values = np.arange(256)
     counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
     mean = np.array([count @ values / count.sum() for count in counts])
     variance = [count @ (values - m) ** 2 / count.sum() for count, m in zip(counts, mean)]
-    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+    std = np.sqrt(variance).astype(np.float32)
+    return mean.astype(np.float32), np.where(std > 0, std, np.float32(np.inf))
 
 
 def noisy_labels(
@@ -86,6 +103,37 @@ def noisy_labels(
     labels = labels.copy()
     labels[chosen] = draw.integers(0, classes, len(chosen))
     return labels
+
+
+def labels_to_learn(
+    clean: np.ndarray, names: list[str], noise: dict, path: Path | None
+) -> tuple[np.ndarray, dict]:
+    """The labels [N] int64 of scoring and pre-training, and `noise` with their labels_sha256.
+
+    They are those of a user's own file, or the clean ones with the noise of common.resolve_noise.
+    InputError: the file has other numbers than those of the classes, or is not the one that an
+    input was made with.
+    """
+    expected = noise["labels_sha256"]
+    if path is None and expected is None:
+        return noisy_labels(clean, len(names), noise["label_noise"], noise["noise_seed"]), noise
+    if path is None:
+        raise InputError("the input was made with labels of your own; give them again by --labels")
+    labels, _ = read_array(path, np.int64, clean.shape)
+    outside = labels[(labels < 0) | (labels >= len(names))]
+    if len(outside):
+        raise InputError(f"{path}: label {outside[0]}, but there are {len(names)} classes")
+    found = sha256(labels.tobytes())
+    if expected not in (None, found):
+        raise InputError(f"{path}: not the labels that the input was made with")
+    agree = (labels == clean).mean()
+    if agree < 0.5:
+        print(
+            f"warning: {agree:.1%} of the labels in {path} are the data set's own: is their order "
+            "the same? Index i must be training example i in data-set order",
+            file=sys.stderr,
+        )
+    return labels, noise | {"labels_sha256": found}
 
 
 # Each reader returns class names, training images [N, H, W, C] uint8, their labels, test images,
@@ -154,18 +202,19 @@ def read_cinic10(root: Path) -> tuple:
         raise InputError(
             f"{tree}: incomplete, {CINIC10_IMAGES} images are expected for training and test"
         )
-    return decode(listed, cache, stamp_of(tree, files))
+    return decode(listed, IMAGE_SIZE, cache, stamp_of(tree, files))
 
 
-def read_folder(root: Path) -> tuple:
-    """Any train/<class>/* and test/<class>/* tree of images."""
+def read_folder(root: Path, size: int = IMAGE_SIZE) -> tuple:
+    """Any train/<class>/* and test/<class>/* tree of images, resized to size x size pixels."""
     if (root / "valid").is_dir():
         print(f"note: --dataset folder ignores {root / 'valid'}", file=sys.stderr)
     listed = list_images(root, ["train", "test"])
-    cache, stamp = root / ".images.safetensors", stamp_of(root, listed[1])
+    cache = root / f".images-{size}.safetensors"
+    stamp = stamp_of(root, listed[1])
     if cache.exists() and (arrays := read_cache(cache, stamp)):
         return arrays
-    return decode(listed, cache, stamp)
+    return decode(listed, size, cache, stamp)
 
 
 READERS = {
@@ -195,31 +244,103 @@ def list_images(root: Path, splits: list[str]) -> tuple[list[str], list[str], li
     """The image files of trees <split>/<class>/<file>, in the order split, class name, file name.
 
     Returns class names, files, the class of each file, and how many there are before the last
-    split. InputError: a split is missing or empty, or its classes are not those of the first.
+    split. InputError: a split is missing, its classes are not those of the first, or one of them
+    has no image.
     """
-    from torchvision.datasets import ImageFolder
-
-    folders = []
+    endings = readable_endings()
+    ignored = collections.Counter()
+    classes, files, labels, before_last = [], [], [], 0
     for split in splits:
-        with reading(root / split):  # the folder may be missing, or have an empty class or none
-            folders.append(ImageFolder(root / split))
-        if folders[-1].classes != folders[0].classes:
-            raise InputError(
-                f"{root / split}: its class folders are not those of {root / splits[0]}"
-            )
-    samples = [sample for folder in folders for sample in folder.samples]
-    files, labels = zip(*samples)
-    return folders[0].classes, files, labels, len(files) - len(folders[-1])
+        with reading(root / split):
+            names = sorted(os.listdir(root / split))
+        names = [name for name in names if is_class(root / split / name, ignored)]
+        classes = classes or names
+        check_classes(root / split, names, root / splits[0], classes)
+        before_last = len(files)
+        read_already = set()  # real paths
+        for label, name in enumerate(names):
+            of_class = images_of(root / split / name, endings, read_already, ignored)
+            if not of_class:
+                raise InputError(f"{root / split / name}: has no image, or none of its own")
+            files += of_class
+            labels += [label] * len(of_class)
+    if ignored:
+        counts = ", ".join(f"{count} {what}" for what, count in sorted(ignored.items()))
+        print(f"note: {root}: ignored {counts}", file=sys.stderr)
+    return classes, files, labels, before_last
+
+
+def readable_endings() -> set[str]:
+    """The endings of files that this Pillow reads, such as .png and .jfif."""
+    from PIL import Image
+
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def is_class(path: Path, ignored: collections.Counter) -> bool:
+    """Is this name in a split a class? What is a folder, but none, is counted."""
+    if not path.is_dir():
+        if not is_hidden(path.name):
+            ignored["beside the classes"] += 1
+        return False
+    if is_hidden(path.name):
+        ignored[f"{path.name}/"] += 1
+        return False
+    return True
+
+
+def is_hidden(name: str) -> bool:
+    """Is this the name of something that editors and file servers leave behind?"""
+    return name[0] in ".@" or name == "__MACOSX"
+
+
+def check_classes(split: Path, names: list[str], first: Path, classes: list[str]) -> None:
+    """InputError unless a split has classes, and the same as the first split."""
+    if not names:
+        raise InputError(f"{split}: has no class folders")
+    missing, more = sorted({*classes} - {*names}), sorted({*names} - {*classes})
+    if missing or more:
+        parts = [f"lacks {', '.join(missing)}"] * bool(missing)
+        parts += [f"has {', '.join(more)} beside them"] * bool(more)
+        raise InputError(f"{split}: its classes are not those of {first}: it {' and '.join(parts)}")
+
+
+def images_of(
+    folder: Path, endings: set[str], read_already: set, ignored: collections.Counter
+) -> list[str]:
+    """The image files of a class folder by name; what is ignored is counted by its ending."""
+    files = []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        ending = os.path.splitext(name)[1].lower()
+        real = os.path.realpath(path)
+        if is_hidden(name):
+            ignored["hidden"] += 1
+        elif os.path.isdir(path):
+            ignored["folders within a class"] += 1
+        elif ending not in endings:
+            ignored[ending or "without an ending"] += 1
+        elif real in read_already:
+            ignored["links to a file that was read already"] += 1
+        else:
+            read_already.add(real)
+            files.append(path)
+    return files
 
 
 def stamp_of(root: Path, files: list[str]) -> str:
-    """A sha256 of names, sizes and times: if it is the same, no file has changed."""
+    """A sha256 that stays the same as long as no file changes, is exchanged or is renamed.
+
+    Size and time of modification do not suffice: two files of equal ones may change places. The
+    time of change and the inode see that.
+    """
     lines = []
     with reading(root):
         for file in files:
             stat = os.stat(file)
             name = os.fsencode(os.path.relpath(file, root))
-            lines.append(b"%s %d %d\n" % (name, stat.st_size, stat.st_mtime_ns))
+            numbers = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+            lines.append(b"%s %d %d %d %d\n" % (name, *numbers))
     return sha256(*lines)
 
 
@@ -240,12 +361,19 @@ def read_cache(cache: Path, stamp: str | None = None) -> tuple | None:
         raise InputError(f"{cache}: not a cache of decoded images; delete it ({error})") from None
 
 
-def decode(listed: tuple, cache: Path, stamp: str) -> tuple:
+def decode(listed: tuple, size: int, cache: Path, stamp: str) -> tuple:
     """What a reader returns, from the files of list_images; written to cache for the next stage."""
     classes, files, labels, n = listed
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(read_image, files)
-        images = list(tqdm(decoded, "images", len(files), disable=None, leave=False))
+        decoded = pool.map(partial(read_image, size=size), files)
+        decoded = list(tqdm(decoded, "images", len(files), disable=None, leave=False))
+    transparent = sum(is_transparent for _, is_transparent in decoded)
+    if transparent:
+        print(
+            f"note: {transparent} images have transparent pixels, which are shown on black",
+            file=sys.stderr,
+        )
+    images = [image for image, _ in decoded]
     arrays = [np.array(part) for part in (images[:n], labels[:n], images[n:], labels[n:])]
     # two processes must not write one file at once; a read-only folder goes without
     with contextlib.suppress(InputError, Failure), lock(cache.parent / ".fetch.lock", wait=True):
@@ -253,26 +381,36 @@ def decode(listed: tuple, cache: Path, stamp: str) -> tuple:
     return classes, *arrays
 
 
-def read_image(file: str) -> np.ndarray:
-    """[32, 32, 3] uint8; grey images get three equal channels, other sizes are resized."""
+def read_image(file: str, size: int) -> tuple[np.ndarray, bool]:
+    """An image as [size, size, 3] uint8, and whether it has transparent pixels.
+
+    Grey images get three equal channels, transparent pixels are put on black, other sizes are
+    resized by Pillow's bilinear filter, which smooths what it enlarges.
+    """
     from PIL import Image
 
     with reading(file), Image.open(file) as image:
         if image.mode[0] in "IF":
             raise ValueError(f"pixels of mode {image.mode}, 8 bits a channel are expected")
+        transparent = False
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            transparent = image.getextrema()[3][0] < 255
+            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+            image = Image.alpha_composite(black, image)
         image = image.convert("RGB")  # resizing to the same size is a copy
-        return np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+        resized = image.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(resized), transparent
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("name", choices=DATASETS, help="folder reads train/CLASS/*, test/CLASS/*")
-    parser.add_argument(
-        "--data-dir", type=Path, default=Path("data"), help="folder of its files (default: data)"
-    )
-    args = parser.parse_args(argv)
-    images = load_images(args.name, args.data_dir)
-    train = np.bincount(images.labels, minlength=len(images.classes))
+    args = parse_arguments(argv)
+    images = load_images(args.name, args.data_dir, args.image_size)
+    labels = images.labels
+    if args.labels:
+        noise = {"labels_sha256": None}
+        labels, _ = labels_to_learn(images.labels, images.classes, noise, args.labels)
+    train = np.bincount(labels, minlength=len(images.classes))
     test = np.bincount(images.test_labels, minlength=len(images.classes))
     width = max(len("class"), *map(len, images.classes))
     print(f"{'class':{width}} {'training':>9} {'test':>7}")
@@ -280,6 +418,20 @@ def main(argv: list[str] | None = None) -> None:
         print("{:{width}} {:>9} {:>7}".format(*row, width=width))
     height, columns, channels = images.train.shape[1:]
     print(f"{height} x {columns} pixels, {channels} channel{'s' if channels > 1 else ''}")
+    if args.labels:
+        print(f"wrong labels: {(labels != images.labels).mean():.2%} of the training examples")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("name", choices=DATASETS, help="folder reads train/CLASS/*, test/CLASS/*")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="folder of its files (default: data)"
+    )
+    add_image_flags(parser)
+    args = parser.parse_args(argv)
+    check_image_size(args.name, args.image_size)
+    return args
 
 
 if __name__ == "__main__":

@@ -500,7 +500,12 @@ def main(argv: list[str] | None = None) -> None:
     preset = common.PRESETS[recipe["preset"]]
     levels = preset["levels"] if args.levels is None else args.levels
     data = training.load_data(
-        recipe["dataset"], args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+        recipe["dataset"],
+        args.data_dir,
+        device,
+        pad=preset["pad"],
+        flip=preset["flip"],
+        image_size=recipe["image_size"],
     )
     runs, unfinished = read_runs(args, recipe, levels, data)
     if not runs:

@@ -4,9 +4,15 @@ reads   the training labels, and for easy and hard scores.npy (float32 [N], low 
 writes  subset.npy (int64 [M], ascending indices into the training set), subset.json (how it was
         made)
 python make_subset.py --preset cifar10 --select easy --size 3200 --scores el2n.npy --out easy.npy
+
+Which classes would easy and hard subsets leave out? --classes-table writes how many examples of
+each class are among the easiest and the hardest, at every size of the preset or of --sizes:
+
+python make_subset.py --preset cifar10 --scores el2n.npy --classes-table figures/classes.csv
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -75,17 +81,25 @@ def take_first(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    data = dataset.load_images(args.dataset, args.data_dir)
-    clean, classes = data.labels, len(data.classes)
-    if args.size > len(clean):
+    data = dataset.load_images(args.dataset, args.data_dir, args.image_size)
+    clean = data.labels
+    largest = max(args.sizes) if args.classes_table else args.size
+    if largest > len(clean):
         raise InputError(
-            f"--size must be at most the {len(clean)} training examples, not {args.size}"
+            f"--size must be at most the {len(clean)} training examples, not {largest}"
         )
     scores, sidecar = None, {}
     if args.scores:
         scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
-    noise = common.resolve_noise(args, sidecar)
-    labels = dataset.noisy_labels(clean, classes, noise["label_noise"], noise["noise_seed"])
+    labels_file = common.labels_file(args, sidecar, args.scores)
+    labels, noise = dataset.labels_to_learn(
+        clean, data.classes, common.resolve_noise(args, sidecar), labels_file
+    )
+    if args.classes_table:
+        rows = count_classes(scores, labels, data.classes, args.sizes)
+        print(describe_classes(rows, data.classes))
+        print(common.write_csv(args.classes_table, [CLASSES, *rows]))
+        return
     settings = noise | {
         "preset": args.preset,
         "dataset": args.dataset,
@@ -105,7 +119,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     with common.lock(args.out.with_suffix(".lock")):
         subset = choose(args, scores, labels, data.classes)
-        common.save_array(args.out, subset, settings | {"made_by": common.made_by()})
+        recorded = {
+            "labels": common.place_of(labels_file, args.out),
+            "made_by": common.made_by(),
+        }
+        common.save_array(args.out, subset, settings | recorded)
     report(args, subset, labels, clean, data.classes)
     print(args.out)
 
@@ -115,8 +133,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
-    add("--select", choices=["random", *RULES], required=True)
-    add("--size", type=common.COUNT, required=True, help="M, examples to choose")
+    add("--select", choices=["random", *RULES], help="which examples; needs --size and --out")
+    add("--size", type=common.COUNT, help="M, examples to choose")
     add("--scores", type=Path, help="scores.npy, for easy and hard")
     add("--class-balanced", action=argparse.BooleanOptionalAction, help="default: yes for random")
     add(
@@ -125,10 +143,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=0,
         help="replicate; matters for random only (default: 0)",
     )
-    add("--out", type=Path, required=True, help="subset.npy to write")
+    add("--out", type=Path, help="subset.npy to write")
+    add("--classes-table", type=Path, metavar="CSV", help="classes.csv to write, and no subset")
+    add("--sizes", type=common.COUNT, nargs="+", metavar="M", help="of that table (the preset's)")
     common.add_place_flags(parser, device=False)
     args = parser.parse_args(argv)
     common.fill_from_preset(args)
+    if args.classes_table:
+        check_table_flags(args)
+        return args
+    for flag in ("select", "size", "out"):
+        if getattr(args, flag) is None:
+            raise InputError(f"--{flag} is needed")
     if args.select == "random" and args.scores:
         raise InputError("--select random takes no --scores")
     if args.select != "random" and not args.scores:
@@ -139,6 +165,47 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.scores and args.out.resolve() == args.scores.resolve():
         raise InputError(f"--out and --scores are the same file, {args.out}")
     return args
+
+
+def check_table_flags(args: argparse.Namespace) -> None:
+    """InputError unless the flags are those of --classes-table."""
+    if args.select or args.size or args.out:
+        raise InputError("--classes-table chooses no subset: give no --select, --size or --out")
+    if not args.scores:
+        raise InputError("--classes-table needs --scores")
+    if args.classes_table.suffix != ".csv" or args.classes_table.is_dir():
+        raise InputError(f"--classes-table must end in .csv, not {args.classes_table}")
+    if not args.classes_table.parent.is_dir():
+        args.classes_table.parent.mkdir(parents=True)
+
+
+CLASSES = ("select", "size", "class", "count", "training_examples")  # the columns of classes.csv
+
+
+def count_classes(
+    scores: np.ndarray, labels: np.ndarray, names: list[str], sizes: list[int]
+) -> list[list]:
+    """The rows of classes.csv: how many of the easiest and hardest examples are of each class."""
+    of_all = np.bincount(labels, minlength=len(names))
+    rows = []
+    for rule, size in itertools.product(RULES, sorted(set(sizes))):
+        chosen = labels[select(RULES[rule](scores), size)]
+        counts = np.bincount(chosen, minlength=len(names))
+        for name, count, training_examples in zip(names, counts, of_all):
+            rows.append([rule, size, name, count, training_examples])
+    return rows
+
+
+def describe_classes(rows: list[list], names: list[str]) -> str:
+    """The same counts as a table, a line for each subset."""
+    lines = [["", *names]]
+    for first in range(0, len(rows), len(names)):
+        of_subset = rows[first : first + len(names)]
+        rule, size, *_ = of_subset[0]
+        lines.append([f"{rule} {size}", *(str(count) for _, _, _, count, _ in of_subset)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    aligned = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+    return "\n".join(aligned)
 
 
 def choose(

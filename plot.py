@@ -1,6 +1,7 @@
 """Draw what verdicts.py and connectivity.py have written to a folder.
 
-reads   DIR/summary.csv; for masks and barrier every connectivity.csv in DIR and its subfolders
+reads   DIR/summary.csv; for masks and barrier every connectivity.csv in DIR and its subfolders;
+        for scores DIR/classes.csv of make_subset.py --classes-table
 writes  DIR/*.png, *.pdf
 
 python verdicts.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
@@ -10,7 +11,7 @@ Without --figure it draws every picture of summary.csv. masks shows how alike th
 compared runs are, barrier how far the error rises between networks of one start, and how that goes
 with the accuracy of the start. Give verdicts.py these two as --figure as well: runs are then called
 and coloured as in other pictures. Runs that summary.csv does not know are called as in
-connectivity.csv.
+connectivity.csv. scores shows how often each class is among the easiest and the hardest examples.
 """
 
 import csv
@@ -59,12 +60,6 @@ MEASURED = (
     "at_most_0",
     "at_most_0.01",
 )
-OF_A_START = {
-    "loss_barrier": "loss barrier at level 0, mean (nats)",
-    "at_most_0": "share of examples at most 0",
-    "at_most_0.01": "share of examples at most 0.01 nats",
-    "accuracy": "test accuracy (%), mean from level 1",
-}
 
 
 # ------------------------------------------------------------ tables
@@ -183,16 +178,22 @@ class Picture:
     ticks: dict | None = None  # {x: its label} of a logarithmic axis; None: a linear one
 
 
-def draw_page(
-    path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False
-) -> list[Path]:
-    """Pictures side by side, as png and pdf; unless apart, of one vertical range."""
+def import_matplotlib():
+    """matplotlib under settings of our own, whatever a user has elsewhere."""
     # A shell cell of a notebook hands on the notebook's backend, which need not be installed here.
     os.environ["MPLBACKEND"] = "agg"
     import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
 
-    matplotlib.rcdefaults()  # whatever a matplotlibrc of the user's says
+    matplotlib.rcdefaults()
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+    return matplotlib
+
+
+def draw_page(
+    path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False
+) -> list[Path]:
+    """Pictures side by side, as png and pdf; unless apart, of one vertical range."""
+    matplotlib = import_matplotlib()
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     size = 4.6 * columns, (4 + 0.17 * max(len(p.lines) for p in pictures)) * rows  # inches
@@ -267,8 +268,9 @@ def looks(curves: list[Curve]) -> dict[Curve, dict]:
         if c.role in STYLES:
             look = STYLES[c.role]
         else:
-            color = chosen.setdefault(c.key, next(colors))
-            look = OTHER_STYLE | {"color": color}
+            if c.key not in chosen:
+                chosen[c.key] = next(colors)
+            look = OTHER_STYLE | {"color": chosen[c.key]}
         kind = c.role, c.size, c.step
         before = alike.get(kind, 0)
         if before:
@@ -498,44 +500,95 @@ def draw_barrier(pairs: list[list[dict]], path: Path) -> list[Path]:
     by_curve = {}
     for rows in sorted(pairs, key=lambda rows: rows[0]["run_a"].order):
         by_curve.setdefault(rows[0]["run_a"].curve, []).append(rows)
-    curves, starts = [], []
-    for compared in by_curve.values():
-        curves.append(curve_over_pairs(compared[0][0]["run_a"], compared, "error_barrier"))
-        starts.append(np.array([of_start(rows[0]) for rows in compared]))
+    curves = []
+    for of_curve in by_curve.values():
+        curves.append(curve_over_pairs(of_curve[0][0]["run_a"], of_curve, "error_barrier"))
     title = "between networks of two batch orders"
     pictures = [by_level(Panel(title, curves), "error barrier (points)")]
-    # without accuracies nothing but the dense networks was trained
-    known = not np.isnan(np.concatenate(starts)[:, 3]).all()
-    for x, y in [(0, 2), (0, 3), (2, 3)] if known else [(0, 2)]:
-        pictures.append(of_starts(curves, starts, x, y))
+    starts = [[rows[0] for rows in of_curve] for of_curve in by_curve.values()]
+    accuracies = [row["run_a"].accuracy for of_curve in starts for row in of_curve]
+    if not np.isnan(accuracies).all():  # else nothing but the dense networks was trained
+        pictures.append(barrier_and_accuracy(curves, starts))
     return draw_page(path, pictures, "band: one sample std. deviation", apart=True)
 
 
-def of_start(row: dict) -> list[float]:
-    """The numbers of OF_A_START, from a row of level 0."""
-    return [row["loss_barrier"], row["at_most_0"], row["at_most_0.01"], row["run_a"].accuracy]
+def barrier_and_accuracy(curves: list[Curve], starts: list[list[dict]]) -> Picture:
+    """Do stable starts prune better? Loss barrier and accuracy of each start, a point for each.
 
-
-def of_starts(curves: list[Curve], starts: list[np.ndarray], x: int, y: int) -> Picture:
-    """Two columns of OF_A_START against each other, a point for each start.
-
-    starts  [starts, 4] of every curve
+    starts  the rows of level 0 of every curve
     """
     from scipy.stats import spearmanr  # takes half a second
 
-    every, names = np.concatenate(starts), [*OF_A_START.values()]
-    known = every[~np.isnan(every[:, y])]
-    rho = spearmanr(known[:, x], known[:, y]).statistic if len(known) > 1 else np.nan
     look_of = looks(curves)
-    lines = []
-    for c, of_curve in zip(curves, starts):
-        dots = look_of[c] | {"linestyle": ""}
-        lines.append(Line(c.name, dots, of_curve[:, x], of_curve[:, y]))
-    title = f"{len(known)} starts, rank correlation {rho:+.2f}"
-    return Picture(lines, title, names[x], names[y])
+    lines, barriers, accuracies = [], [], []
+    for c, rows in zip(curves, starts):
+        known = [row for row in rows if not np.isnan(row["run_a"].accuracy)]
+        x = np.array([row["loss_barrier"] for row in known])
+        y = np.array([row["run_a"].accuracy for row in known])
+        if known:
+            lines.append(Line(c.name, look_of[c] | {"linestyle": ""}, x, y))
+        barriers += [*x]
+        accuracies += [*y]
+    rho = spearmanr(barriers, accuracies).statistic if len(barriers) > 1 else np.nan
+    title = f"{len(barriers)} starts, rank correlation {rho:+.2f}"
+    xlabel = "loss barrier at level 0, mean (nats)"
+    return Picture(lines, title, xlabel, f"{ACCURACY}, mean from level 1")
+
+
+# ------------------------------------------------------------ classes of easy and hard examples
+
+
+def draw_scores(table: Path) -> list[Path]:
+    """How often each class is among the easiest and the hardest examples; returns the paths."""
+    rows = read_table(table)
+    with common.reading(table):
+        sizes = sorted({int(row["size"]) for row in rows})
+        shares = {rule: class_shares(of_one) for (rule,), of_one in grouped(rows, "select").items()}
+    look_of = class_looks(next(iter(shares.values())))
+    ticks = {size: size for size in sizes}
+    pictures = []
+    for rule, of_classes in shares.items():
+        lines = []
+        for name, look in look_of.items():
+            named = "marker" in look
+            lines.append(Line(name, look, np.array(sizes), of_classes[name], in_legend=named))
+        ylabel = "share of a class / its share of all examples"
+        title, xlabel = f"{rule} examples", "examples in the subset"
+        pictures.append(Picture(lines, title, xlabel, ylabel, ticks))
+    note = "1: as frequent as among all examples; 0: left out"
+    return draw_page(table.with_name("classes"), pictures, note)
+
+
+def class_shares(rows: list[dict]) -> dict[str, np.ndarray]:
+    """{class: [sizes] its share of the subsets of one rule, over its share of all examples}."""
+    shares = {}
+    classes = grouped(rows, "class")
+    total = sum(int(of_class[0]["training_examples"]) for of_class in classes.values())
+    for (name,), of_class in classes.items():
+        of_class.sort(key=lambda row: int(row["size"]))
+        among_all = column(of_class, "training_examples") / total
+        shares[name] = column(of_class, "count") / column(of_class, "size") / among_all
+    return shares
+
+
+def class_looks(shares: dict[str, np.ndarray]) -> dict[str, dict]:
+    """How the line of each class looks, the most frequent class first.
+
+    Of many classes only the six most and the six least frequent have a colour and a marker.
+    """
+    ordered = sorted(shares, key=lambda name: -shares[name].mean())
+    named = ordered if len(ordered) <= 12 else ordered[:6] + ordered[-6:]
+    colors = import_matplotlib().colormaps["turbo"](np.linspace(0.05, 0.95, len(named)))
+    found = {name: dict(color="#cccccc", linewidth=0.7) for name in ordered}
+    for name, color in zip(named, colors):
+        found[name] = dict(color=color, marker=".")
+    return found
 
 
 # ------------------------------------------------------------ command line
+
+
+WITHOUT_SUMMARY = ("masks", "barrier", "scores")  # pictures of other tables than summary.csv
 
 
 def draw_accuracies(figure: str, table: Path, rows: list[dict]) -> list[Path]:
@@ -574,20 +627,22 @@ def main(argv: list[str] | None = None) -> None:
     add(
         "--figure",
         nargs="+",
-        choices=[*"234567", "difference", "controls", "masks", "barrier"],
+        choices=[*"234567", "difference", "controls", *WITHOUT_SUMMARY],
         metavar="F",
-        help="2 to 7 of the paper; difference, controls, masks, barrier "
+        help="2 to 7 of the paper; difference, controls, masks, barrier, scores "
         "(default: all that summary.csv has)",
     )
     args = parser.parse_args(argv)
     path = args.folder / "summary.csv"
-    only_pairs = args.figure and {*args.figure} <= {"masks", "barrier"}
-    rows = [] if only_pairs and not path.exists() else read_table(path)
+    without = args.figure and {*args.figure} <= {*WITHOUT_SUMMARY}
+    rows = [] if without and not path.exists() else read_table(path)
     paths = []
     with common.reading(path):
         figures = args.figure or [row["picture"] for row in rows]
     for figure in dict.fromkeys(figures):
-        if figure in ("masks", "barrier"):
+        if figure == "scores":
+            drawn = draw_scores(args.folder / "classes.csv")
+        elif figure in ("masks", "barrier"):
             drawn = draw_pairs(figure, path, rows)
         else:
             drawn = draw_accuracies(figure, path, rows)

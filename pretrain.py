@@ -30,15 +30,20 @@ def main(argv: list[str] | None = None) -> None:
     device = training.resolve_device(args.device)
     preset = common.PRESETS[args.preset]
     data = training.load_data(
-        args.dataset, args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+        args.dataset,
+        args.data_dir,
+        device,
+        pad=preset["pad"],
+        flip=preset["flip"],
+        image_size=args.image_size,
     )
     # a subset that serves all seeds is read, and noted, once
-    read = functools.cache(lambda path: read_subset(path, data))
+    read = functools.cache(lambda path: read_inputs(path, args, data))
     errors, trained = [], False
     for seed, path, out in zip(args.seed, args.subset, args.out):
         try:
-            subset, sidecar = read(path)
-            recipe = describe(args, data, seed, subset, sidecar)
+            subset, labels, about = read(path)
+            recipe = args.recipe | about | {"seed": seed}
             recipe["precision"] = precision_of(out, args, device)
             if out.exists() and not args.force:
                 stored = common.check_recipe(out, training.load_tensors(out)[1])
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
                     training.check_precision(recipe["precision"], device)
                     training.say_where(device, recipe["precision"])
                     trained = True
-                pretrain(out, recipe, data, device, subset)
+                pretrain(out, recipe, data, labels, subset)
         except (InputError, Failure) as error:  # the other seeds go on
             # a copy without a traceback, which would keep the network in memory
             errors.append(type(error)(str(error)))
@@ -137,30 +142,29 @@ def read_subset(path: Path | None, data: training.Data) -> tuple[np.ndarray | No
     return subset, sidecar
 
 
-def describe(
-    args: argparse.Namespace,
-    data: training.Data,
-    seed: int,
-    subset: np.ndarray | None,
-    sidecar: dict,
-) -> dict:
-    """The recipe of one starting point, but for its precision."""
-    return (
-        args.recipe
-        | common.resolve_noise(args, sidecar)
-        | {
-            "fingerprint": data.fingerprint,
-            "classes": len(data.classes),
-            "image_size": data.test.shape[1],
-            "rewind_step": args.steps,
-            "seed": seed,
-            "scheme": "all" if subset is None else sidecar.get("select", "custom"),
-            "score": sidecar.get("score"),
-            "class_balanced": sidecar.get("class_balanced"),
-            "subset_size": None if subset is None else len(subset),
-            "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
-        }
+def read_inputs(
+    path: Path | None, args: argparse.Namespace, data: training.Data
+) -> tuple[np.ndarray | None, torch.Tensor, dict]:
+    """The subset, the labels [N] to learn, on the device, and what recipes say about them."""
+    subset, sidecar = read_subset(path, data)
+    labels, noise = dataset.labels_to_learn(
+        data.labels.cpu().numpy(),
+        data.classes,
+        common.resolve_noise(args, sidecar),
+        common.labels_file(args, sidecar, path),
     )
+    about = noise | {
+        "fingerprint": data.fingerprint,
+        "classes": len(data.classes),
+        "image_size": data.test.shape[1],
+        "rewind_step": args.steps,
+        "scheme": "all" if subset is None else sidecar.get("select", "custom"),
+        "score": sidecar.get("score"),
+        "class_balanced": sidecar.get("class_balanced"),
+        "subset_size": None if subset is None else len(subset),
+        "subset_sha256": None if subset is None else common.sha256(subset.tobytes()),
+    }
+    return subset, torch.from_numpy(labels).to(data.labels.device), about
 
 
 def precision_of(out: Path, args: argparse.Namespace, device: torch.device) -> str:
@@ -174,17 +178,12 @@ def pretrain(
     out: Path,
     recipe: dict,
     data: training.Data,
-    device: torch.device,
+    labels: torch.Tensor,
     subset: np.ndarray | None,
 ) -> None:
     """Train one network for the recipe's rewind_step steps and save it; Failure if it diverges."""
-    labels = dataset.noisy_labels(
-        data.labels.cpu().numpy(), len(data.classes), recipe["label_noise"], recipe["noise_seed"]
-    )
     member = training.Member("pre-training", recipe, data, recipe["seed"])
-    group = training.Group(
-        [member], data, recipe, labels=torch.from_numpy(labels).to(device), subset=subset
-    )
+    group = training.Group([member], data, recipe, labels=labels, subset=subset)
     for _ in training.train(group, recipe["rewind_step"], peak=recipe["pretrain_lr"]):
         pass
     accuracy, loss = training.evaluate(member.net, data)
@@ -197,13 +196,16 @@ def pretrain(
         "recipe": recipe,
         "test_accuracy": accuracy,
         "test_loss": loss,
-        "made_by": training.made_by(device),
+        "made_by": training.made_by(labels.device),
     }
     training.save_tensors(out, member.net.state_dict(), info)
     (out.parent / "diverged.json").unlink(missing_ok=True)
-    noise = recipe["label_noise"]
     what = f"{recipe['scheme']}, {len(group.subset)} examples"
-    what += f", {noise:.0%} random labels" if noise else ""
+    if recipe["label_noise"]:
+        what += f", {recipe['label_noise']:.0%} random labels"
+    if recipe["labels_sha256"]:
+        wrong = (labels != data.labels)[group.subset].double().mean()
+        what += f", {wrong:.2%} wrong labels"
     print(f"step {recipe['rewind_step']}   {what}   test accuracy {accuracy:.4f}   loss {loss:.4f}")
     print(out, flush=True)
 

@@ -16,8 +16,9 @@
 #   DATA_DIR=data  DATASET=folder: the images
 #   T_STAR=400  SIZES="256 512": other pre-training steps and subset sizes, for data of your own
 #   NOISE="10 50": percent of random labels, in figures 3 and 7
-#   FLAGS for score_el2n.py and pretrain.py, DATA_FLAGS for every stage that reads data,
-#   SCORE_FLAGS, SUBSET_FLAGS and IMP_FLAGS for one stage
+#   DATA_FLAGS="--image-size 64 --labels labels.npy" for the stages up to pre-training, from which
+#   imp.py and connectivity.py know it; FLAGS for score_el2n.py and pretrain.py, SCORE_FLAGS,
+#   SUBSET_FLAGS and IMP_FLAGS for one stage
 #   JOBS: tasks at a time; with LAUNCHER=slurm, the number of pruning tasks
 #   DRY_RUN=1: print the plan, and what it costs in training steps
 set -euo pipefail
@@ -127,8 +128,7 @@ panel() { # T_STAR NOISE SIZES SCHEME...: no pre-training, all data, and subsets
 compare_orders() { # CURVE: how far the loss rises between networks of two batch orders
   local a=() b=() seed
   for seed in $seeds; do a+=("$1/seed$seed") b+=("$1-order1000/seed$seed"); done
-  stage connectivity.py "${a[@]}" --with "${b[@]}" --data-dir "$data_dir" ${DATA_FLAGS-} \
-    --out "$figures/${1##*/}"
+  stage connectivity.py "${a[@]}" --with "${b[@]}" --data-dir "$data_dir" --out "$figures/${1##*/}"
   task connect gpu 0 "$command"
 }
 compare_masks() { # CURVE CURVE: how alike masks are, of both for each seed, and of their seeds
@@ -160,7 +160,7 @@ draw() { # the tables and pictures
 
 # ------------------------------------------------------------ from a curve to commands
 data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "$data_dir" ${DATA_FLAGS-})
-imp=(imp.py --data-dir "$data_dir" ${DATA_FLAGS-} ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
+imp=(imp.py --data-dir "$data_dir" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
 declare -A tasks=() planned=()              # the plan by wave, and which lines are in it
 declare -A steps_of=()                      # pre-training steps of a curve, by its folder
 curves=()                                   # the folders of all curves

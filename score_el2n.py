@@ -52,17 +52,29 @@ def main(argv: list[str] | None = None) -> None:
     preset = common.PRESETS[args.preset]
     args.recipe["precision"] = training.resolve_precision(args.precision, device, made_before(args))
     data = training.load_data(
-        args.dataset, args.data_dir, device, pad=preset["pad"], flip=preset["flip"]
+        args.dataset,
+        args.data_dir,
+        device,
+        pad=preset["pad"],
+        flip=preset["flip"],
+        image_size=args.image_size,
     )
-    settings = args.recipe | {
-        "fingerprint": data.fingerprint,
-        "select": SCORE,
-        "networks": args.networks,
-        "steps": args.steps,
-        "seed": args.seed,
-        "classes": len(data.classes),
-        "image_size": data.test.shape[1],
-    }
+    labels, noise = dataset.labels_to_learn(
+        data.labels.cpu().numpy(), data.classes, common.resolve_noise(args, {}), args.labels
+    )
+    settings = (
+        args.recipe
+        | noise
+        | {
+            "fingerprint": data.fingerprint,
+            "select": SCORE,
+            "networks": args.networks,
+            "steps": args.steps,
+            "seed": args.seed,
+            "classes": len(data.classes),
+            "image_size": data.test.shape[1],
+        }
+    )
     if args.out.exists() and not args.force:
         shape = data.labels.shape
         _, stored = common.load_array(args.out, np.float32, shape, data.fingerprint)
@@ -70,9 +82,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"already done: {args.out}")
         return
     with common.lock(args.out.with_suffix(".lock")):
-        networks = score_networks(args, settings, data, device)
+        networks = score_networks(args, settings, data, torch.from_numpy(labels).to(device))
         scores = networks.astype(np.float64).mean(0).astype(np.float32)
-        common.save_array(args.out, scores, settings | {"made_by": training.made_by(device)})
+        recorded = {
+            "labels": common.place_of(args.labels, args.out),
+            "made_by": training.made_by(device),
+        }
+        common.save_array(args.out, scores, settings | recorded)
     report(networks, scores)
     print(args.out)
 
@@ -103,7 +119,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
     args.recipe = common.resolve_recipe(args, common.SCORING_PRESETS)
-    args.recipe |= common.resolve_noise(args, {})
+    common.resolve_noise(args, {})  # a contradiction is told before any image is read
     del args.recipe["pretrain_lr"]  # scoring does not use it
     if args.steps is None:
         args.steps = common.PRESETS[args.preset]["el2n_steps"]
@@ -132,13 +148,14 @@ def made_before(args: argparse.Namespace) -> dict:
 
 
 def score_networks(
-    args: argparse.Namespace, settings: dict, data: training.Data, device: torch.device
+    args: argparse.Namespace, settings: dict, data: training.Data, labels: Tensor
 ) -> np.ndarray:
     """Scores of every network, [K, N] float32; those that an earlier call finished are read.
 
     Failure: the loss of a network was not finite; the others are kept.
     """
     progress = progress_file(args.out)
+    device = labels.device
     begun = progress.exists() and not args.force
     training.check_precision(settings["precision"], device, progress if begun else None)
     training.say_where(device, settings["precision"])
@@ -149,13 +166,6 @@ def score_networks(
     if begun:
         scored, stored = common.load_tensors(progress)
         common.refuse_difference(progress, stored, settings)
-    labels = dataset.noisy_labels(
-        data.labels.cpu().numpy(),
-        len(data.classes),
-        settings["label_noise"],
-        settings["noise_seed"],
-    )
-    labels = torch.from_numpy(labels).to(device)
     failed = score_missing(scored, progress, settings, data, labels, args.at_once)
     if failed:
         raise common.Failure(f"the loss was not finite in {', '.join(failed)}: try a lower --lr")

@@ -66,9 +66,20 @@ class Data:
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def load_data(name: str, data_dir: Path, device: torch.device, *, pad: int, flip: bool) -> Data:
-    """A data set on the device, its training images framed by `pad` pixels of black."""
-    images = load_images(name, data_dir)
+def load_data(
+    name: str,
+    data_dir: Path,
+    device: torch.device,
+    *,
+    pad: int,
+    flip: bool,
+    image_size: int | None = None,
+) -> Data:
+    """A data set on the device, its training images framed by `pad` pixels of black.
+
+    image_size  pixels of a side, of a folder of images (default: 32)
+    """
+    images = load_images(name, data_dir, image_size)
     arrays = (images.train, images.labels, images.test, images.test_labels, images.mean, images.std)
     x, *rest = (torch.from_numpy(array).to(device) for array in arrays)
     framed = F.pad(x, (0, 0, pad, pad, pad, pad))
@@ -481,8 +492,9 @@ def prove_first_step(group: Group, k: int) -> None:
             )
     for what, gap, norm, operands in found:
         if not gap <= TOLERANCE[precision] * norm + CANCELLED * operands:
+            off = f"{gap / norm:.1%}" if norm else f"{gap:.1e} where it is 0"
             raise Failure(
-                f"wrong gradient: {what} is off by {gap / norm:.1%}, rounding explains "
+                f"wrong gradient: {what} is off by {off}, rounding explains "
                 f"{TOLERANCE[precision]:.1%} at most ({describe(device, precision)}, torch "
                 f"{torch.__version__}). Not your settings but a kernel is wrong: try "
                 "OMP_NUM_THREADS=1, another --precision, or another version of torch; NO_PROOF=1 "
@@ -613,9 +625,9 @@ def predict(net: nn.Module, data: Data, images: Tensor) -> Tensor:
     """Logits [n, classes] float32 in eval mode of images [n, H, W, C] uint8, not augmented."""
     training = net.training
     net.eval()
-    # 128 of 32x32 fit a CPU's cache
-    size = 1000 if images.is_cuda else 2**17 // images[0, :, :, 0].numel()
-    logits = torch.cat([net(data.normalise(part)) for part in images.split(size)])
+    pixels = images.shape[1] * images.shape[2]
+    at_once = (2**20 if images.is_cuda else 2**17) // pixels  # 128 of 32x32 fit a CPU's cache
+    logits = torch.cat([net(data.normalise(part)) for part in images.split(max(1, at_once))])
     net.train(training)  # the caller may be in the middle of a training
     return logits
 

@@ -100,6 +100,8 @@ class Curve:
         # random labels; rate: of the pre-training steps
         self.key = tuple(self.settings[key] for key in KEY)
         self.scheme, self.size, self.step, self.noise, self.rate = self.key
+        # sha256 of labels of a user's own, which stand in place of label noise; "": none
+        self.labels = self.settings.get("labels_sha256") or ""
         self.departures = departures(self.settings)
         self.imp_settings = imp_settings(self.settings)
         # the starting point whose masks it has; None: its own
@@ -370,6 +372,7 @@ class Panel:
     """Curves to compare: all data for t* and t*/2 steps, no pre-training, subsets for t*/2."""
 
     noise: float
+    labels: str  # sha256 of a user's own, or ""
     rate: float
     step: int | None  # of its subsets; None: all data only
     t_star: int
@@ -403,9 +406,9 @@ class Panel:
 
 
 def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
-    """A panel for each label noise, rate and steps of subsets.
+    """A panel for each label noise, labels of a user's own, rate and steps of subsets.
 
-    And one for each label noise and rate with more steps on all data.
+    And one for each label noise, labels and rate with more steps on all data.
     """
     curves = [c for c in curves if not c.masks]
     if not curves:
@@ -413,19 +416,24 @@ def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
             "every run is under the masks of another; name a folder that has those too"
         )
     keys = panel_keys(curves)
-    several_rates = len({rate for _, rate, _ in keys}) > 1
+    several_rates = len({rate for *_, rate, _ in keys}) > 1
     panels = []
-    for noise, rate, step in keys or [(0.0, 0.0, None)]:
-        near = [c for c in curves if c.scheme == "init" or (c.noise, c.rate) == (noise, rate)]
+    for noise, labels, rate, step in keys or [(0.0, "", 0.0, None)]:
+        same = (noise, labels, rate)
+        near = [c for c in curves if c.scheme == "init" or (c.noise, c.labels, c.rate) == same]
         t_star = reference_steps(near, step, preset)
         title = [f"{step} steps"] if step else []
         if several_rates or not step:
             title.append(f"pre-training rate {rate}")
         if noise:
             title.append(f"{percent(noise)} random labels")
-        claimed = claimed_size(preset, noise) if t_star == preset_t_star(preset) else None
+        if labels:
+            title.append(f"labels #{labels[:4]}")
+        # the paper has no labels but clean and random ones
+        of_paper = t_star == preset_t_star(preset) and not labels
+        claimed = claimed_size(preset, noise) if of_paper else None
         shown = in_order(near, step, t_star)
-        panels.append(Panel(noise, rate, step, t_star, shown, ", ".join(title), claimed))
+        panels.append(Panel(noise, labels, rate, step, t_star, shown, ", ".join(title), claimed))
     return panels
 
 
@@ -447,13 +455,13 @@ def percent(share: float) -> str:
 
 
 def panel_keys(curves: list[Curve]) -> list[tuple]:
-    """(label noise, rate, steps of subsets) of every panel; steps None: all data alone."""
-    keys = sorted({(c.noise, c.rate, c.step) for c in curves if c.size is not None})
+    """(label noise, labels, rate, steps of subsets) of every panel; steps None: all data alone."""
+    keys = sorted({(c.noise, c.labels, c.rate, c.step) for c in curves if c.size is not None})
     with_subsets = set()
-    for noise, rate, step in keys:
-        with_subsets |= {(noise, rate, step), (noise, rate, 2 * step)}
-    more = {(c.noise, c.rate, c.step) for c in curves if c.step} - with_subsets
-    return keys + [(noise, rate, None) for noise, rate in sorted({key[:2] for key in more})]
+    for *same, step in keys:
+        with_subsets |= {(*same, step), (*same, 2 * step)}
+    more = {(c.noise, c.labels, c.rate, c.step) for c in curves if c.step} - with_subsets
+    return keys + [(*same, None) for same in sorted({key[:3] for key in more})]
 
 
 def reference_steps(curves: list[Curve], step: int | None, preset: str) -> int:
@@ -481,6 +489,7 @@ def as_one(panels: list[Panel]) -> Panel:
     several = len({c.rate for c in curves if c.step}) > 1
     for k, c in enumerate(curves):
         noise = f", {percent(c.noise)} random labels" if c.noise else ""
+        noise += f", labels #{c.labels[:4]}" if c.labels else ""
         rate = f", rate {c.rate:g}" if several and c.step else ""
         curves[k] = replace(c, variant=c.variant + noise + rate)
     return replace(panels[0], curves=curves)
@@ -499,7 +508,7 @@ def make_controls(curves: list[Curve]) -> list[Panel]:
         t_star = max(c.step if c.size is None else 2 * c.step for c in shown)
         if controls:
             title = f"masks of {own.name}"
-            panels.append(Panel(own.noise, own.rate, None, t_star, shown, title, None))
+            panels.append(Panel(own.noise, own.labels, own.rate, None, t_star, shown, title, None))
     return panels
 
 
@@ -510,7 +519,7 @@ def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
     """
     if figure in (None, "difference"):
         return panels
-    panels = [p for p in panels if p.sizes and bool(p.noise) == (figure in "37")]
+    panels = [p for p in panels if p.sizes and bool(p.noise or p.labels) == (figure in "37")]
     if figure in "56":
         return panels if (preset == "cinic10") == (figure == "6") else []
     if figure in "23":
@@ -935,7 +944,7 @@ def widest(panels: list[Panel]) -> list[Panel]:
     """Of one panel in several figures, the one with most sizes."""
     chosen = {}
     for panel in sorted(panels, key=lambda panel: len(panel.sizes)):
-        chosen[panel.noise, panel.rate, panel.title] = panel  # it has as many as the one before
+        chosen[panel.noise, panel.rate, panel.title] = panel  # it has at least as many sizes
     return [*chosen.values()]
 
 

@@ -209,6 +209,7 @@ def fake_runs(root, name, *rows, first=0, noise=0.0, rate=0.4, own=None, **setti
         "pretrain_lr": rate,
         "class_balanced": None,
         "score": None,
+        "labels_sha256": None,
         "version": common.VERSION,
     }
     info = {"prune_fraction": 0.2, "order_seed": None, "criterion": "magnitude"} | (own or {})

@@ -283,7 +283,7 @@ def test_arrays_and_their_sidecars(call, ok, refused, folder):
         refused(command, "scores.npy", word)
     scores.write_bytes(whole)
     sidecar.write_text(json.dumps(said | {"fingerprint": "0" * 64, "dataset": "else"}))
-    refused(command, "scores.npy", "other data (else)")
+    refused(command, "scores.npy", "other data (else, 8 pixels a side)")
     sidecar.write_text(json.dumps(said | {"label_noise": 0.25}))
     (folder / "link.npy").symlink_to("scores.npy")  # a link keeps its sidecar
     ok(*EASY, folder / "link.npy", "--out", out)
@@ -430,7 +430,7 @@ def test_help_is_the_docstring(stage, capsys):
 
 
 def test_presets_hold_the_papers_table_1_and_a_dataset_names_its_own():
-    args = argparse.Namespace(preset=None, dataset="cifar100", depth=None, width=8)
+    args = argparse.Namespace(preset=None, dataset="cifar100", depth=None, width=8, image_size=None)
     common.fill_from_preset(args)
     assert (args.preset, args.dataset) == ("cifar100", "cifar100")
     assert (args.depth, args.width) == (32, 8)

@@ -1,6 +1,7 @@
 """Data: against torchvision on the same crops, and from small files laid out as CIFAR and CINIC."""
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -20,6 +21,7 @@ import common
 import dataset
 import training
 
+FOLDER = ["--preset", "cifar10", "--dataset", "folder", "--data-dir"]
 NOWHERE = "http://127.0.0.1:9/"
 
 
@@ -146,7 +148,7 @@ def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda ant, root: [p.unlink() for p in ant.iterdir()], "the classes ant"),
+        (lambda ant, root: [p.unlink() for p in ant.iterdir()], "ant: has no image"),
         (lambda ant, root: (ant / "002.png").write_bytes(b"no image"), "002.png: "),
         (
             lambda ant, root: (ant / "002.png").write_bytes((ant / "002.png").read_bytes()[:200]),
@@ -159,7 +161,7 @@ def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(
         ),
         (
             lambda ant, root: (root / "test" / "ant").rename(root / "test" / "bee"),
-            "its class folders are not",
+            "its classes are not those of",
         ),
         (
             lambda ant, root: (root / "test").rename(root / "tset"),
@@ -170,10 +172,10 @@ def test_folder_cache_follows_files_and_links_and_not_the_spelling_of_the_path(
             "only one class",
         ),
         (
-            lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images.safetensors"),
+            lambda ant, root: save_file({"x": torch.zeros(1)}, root / ".images-32.safetensors"),
             "delete it",
         ),
-        (lambda ant, root: (root / ".images.safetensors").write_bytes(b"torn"), "delete it"),
+        (lambda ant, root: (root / ".images-32.safetensors").write_bytes(b"torn"), "delete it"),
     ],
 )
 def test_a_bad_tree_is_one_clear_line(tree, break_it, message, refused, tmp_path):
@@ -296,3 +298,168 @@ def test_dataset_alone_fetches_checks_and_says_classes_and_counts(ok, refused, t
     assert "1297" in ok("dataset", "digits")
     refused(["dataset", "folder", "--data-dir", tmp_path / "nowhere"], "nowhere")
     refused(["dataset", "imagenet"], "imagenet")
+
+
+def test_only_a_users_own_images_are_read_and_what_is_ignored_is_counted(tree, capfd):
+    before = load(tree)
+    ant = tree / "train" / "ant"
+    for split in ("train", "test"):  # what editors and file servers leave behind
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+            (tree / split / name).mkdir()
+            picture(1).save(tree / split / name / "000.png")
+    (ant / "@eaDir").mkdir()
+    picture(2).save(ant / "@eaDir" / "000.png")
+    picture(3).save(ant / "._000.png")
+    (ant / "notes.txt").write_text("ants")
+    (tree / "train" / "README").write_text("ants and zebras")
+    (ant / "itself").symlink_to(ant)
+    (ant / "copy.png").symlink_to(ant / "000.png")
+    capfd.readouterr()
+    assert load(tree).fingerprint == before.fingerprint
+    counts = ["2 .ipynb_checkpoints/", "2 @eaDir/", "2 __MACOSX/", "1 folders within a class"]
+    counts += ["2 hidden", "1 .txt", "1 beside the classes", "1 links to a file"]
+    said = capfd.readouterr().err
+    assert [count for count in counts if count not in said] == []
+    assert said.count("\n") == 1
+
+
+def test_whatever_pillow_reads_is_an_image(tree):
+    ant = tree / "train" / "ant"
+    for k, ending in enumerate((".jfif", ".gif", ".webp", ".TIFF", ".bmp")):
+        kind = {"format": "JPEG"} if ending == ".jfif" else {}
+        picture(50 + k).save(ant / f"9{k}{ending}", **kind)
+    data = load(tree)
+    assert np.bincount(data.labels).tolist() == [11, 6]
+    assert np.array_equal(data.train_images()[9], pixels(53))  # TIFF and BMP lose nothing
+    assert np.array_equal(data.train_images()[10], pixels(54))
+
+
+def test_classes_that_differ_between_splits_are_named(tree):
+    for split, name in (("train", "bee"), ("test", "wasp")):
+        (tree / split / name).mkdir()
+        picture(1).save(tree / split / name / "000.png")
+    with pytest.raises(common.InputError, match="it lacks bee and has wasp beside them"):
+        load(tree)
+
+
+def test_a_constant_channel_becomes_zeros_and_trains(tree, ok, tmp_path):
+    """Two-colour microscopy that was stored as RGB."""
+    for path in tree.rglob("*.png"):
+        values = np.array(Image.open(path))
+        values[..., 2] = 200
+        Image.fromarray(values).save(path)
+    data = load(tree)
+    table = training.epoch_table(0, 0, 0, len(data.labels), 12, data.pad, data.flip)[:, 0]
+    batch = training.take_batch(data, torch.from_numpy(table))  # black frames included
+    assert (batch[:, 2] == 0).all()
+    assert batch[:, 1].std() == pytest.approx(1, abs=0.2)
+    start = tmp_path / "run" / "rewind.safetensors"
+    ok("pretrain", *FOLDER, tree, *TINY, "--steps", 3, "--out", start)
+    weights, _ = training.load_tensors(start)
+    assert all(t.isfinite().all() for t in weights.values())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_put_on_black_and_it_is_said_once(tree, capfd, mode):
+    """Sprites that are drawn by their alpha channel alone."""
+    alpha = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    sprite = np.full((32, 32, 4), 255, np.uint8)
+    sprite[..., 3] = alpha
+    path = tree / "train" / "ant" / "000.png"
+    if mode == "P":  # a palette with one transparent entry
+        indexed = Image.fromarray((alpha > 127).astype(np.uint8), "P")
+        indexed.putpalette([9, 9, 9, 255, 255, 255])
+        indexed.save(path, transparency=0)
+        expected = np.where(alpha > 127, 255, 0)
+    else:
+        Image.fromarray(sprite).convert(mode).save(path)
+        expected = alpha
+    image = load(tree).train_images()[0].numpy()
+    assert np.array_equal(image, np.repeat(expected[..., None], 3, axis=2))
+    assert capfd.readouterr().err.count("note: 1 images have transparent pixels") == 1
+    load(tree)
+    assert "transparent" not in capfd.readouterr().err
+
+
+def test_two_exchanged_files_of_equal_size_and_time_are_seen(tree):
+    for name, seed in (("ant", 20), ("zebra", 21)):
+        picture(seed).save(tree / "train" / name / "000.bmp")
+        os.utime(tree / "train" / name / "000.bmp", (10**9, 10**9))
+    before = load(tree).train_images()
+    one, other = (tree / "train" / name / "000.bmp" for name in ("ant", "zebra"))
+    one.rename(tree / "between")
+    other.rename(one)
+    (tree / "between").rename(other)
+    after = load(tree).train_images()
+    assert torch.equal(before[[0, 7]], after[[7, 0]])
+
+
+def test_labels_of_ones_own_go_through_the_whole_chain(call, ok, refused, tree, tmp_path):
+    clean = load(tree).labels.numpy()
+    human = clean.copy()
+    human[[0, 7]] = 1 - human[[0, 7]]
+    labels, scores, easy = (tmp_path / f"{name}.npy" for name in ("human", "scores", "easy"))
+    np.save(labels, human)
+    score = ["score", *FOLDER, tree, *TINY, "--networks", 1, "--steps", 2, "--out", scores]
+    ok(*score, "--labels", labels)
+    sha = hashlib.sha256(human.tobytes()).hexdigest()
+    assert json.loads(scores.with_suffix(".json").read_text())["labels_sha256"] == sha
+    refused(score, "exists with other settings", "labels_sha256")
+
+    subset = ["subset", *FOLDER, tree, "--select", "easy", "--size", 4, "--scores", scores]
+    out = ok(*subset, "--class-balanced", "--out", easy)  # the labels come with the scores
+    chosen = np.load(easy)
+    assert np.bincount(human[chosen]).tolist() == [2, 2]
+    wrong = human != clean
+    assert f"wrong labels: {wrong[chosen].mean():.2%} of the subset, 16.67% of all" in out
+
+    starts = [tmp_path / name / "rewind.safetensors" for name in ("human", "clean", "given")]
+    start = ["pretrain", *FOLDER, tree, *TINY, "--steps", 3, "--subset", easy, "--out"]
+    ok(*start, starts[0])
+    ok(*start[:-3], "--labels", labels, "--out", starts[2])  # all examples
+    recipes = [training.load_tensors(path)[1]["recipe"] for path in (starts[0], starts[2])]
+    assert [recipe["labels_sha256"] for recipe in recipes] == [sha, sha]
+    refused([*start, starts[1], "--label-noise", 0.1], "--label-noise")
+
+    # by hand: the same start, but that the data set's own labels are these
+    data = load(tree)
+    data.labels = torch.from_numpy(human)
+    member = training.Member("", recipes[0], data, 0)
+    group = training.Group([member], data, recipes[0], subset=chosen)
+    for _ in training.train(group, 3, peak=0.3):
+        pass
+    found = training.load_tensors(starts[0])[0]
+    assert all(torch.equal(t, found[name]) for name, t in member.net.state_dict().items())
+
+    ok("imp", starts[0], "--data-dir", tree, "--levels", 0)
+    np.save(labels, 1 - human)
+    refused([*subset, "--out", tmp_path / "new.npy"], "not the labels that the input was made with")
+    status, _, err = call(*start[:-3], "--labels", labels, "--out", starts[1])
+    assert (status, "16.7% of the labels" in err, "order the same" in err) == (0, True, True)
+    labels.unlink()
+    refused([*subset, "--out", tmp_path / "new.npy"], "human.npy", "No such file")
+    np.save(labels, human + 5)
+    refused(
+        [*start[:-3], "--labels", labels, "--out", tmp_path / "x.safetensors"],
+        "label 6",
+        "2 classes",
+    )
+
+
+def test_another_image_size_goes_through_the_whole_chain(ok, refused, tree, tmp_path):
+    scores, start = tmp_path / "scores.npy", tmp_path / "run" / "rewind.safetensors"
+    size = ["--image-size", 12]
+    ok("score", *FOLDER, tree, *size, *TINY, "--networks", 1, "--steps", 2, "--out", scores)
+    subset = ["subset", *FOLDER, tree, "--select", "easy", "--size", 4, "--scores", scores]
+    refused([*subset, "--out", tmp_path / "easy.npy"], "other data (folder, 12 pixels a side)")
+    ok(*subset, *size, "--out", tmp_path / "easy.npy")
+    ok("pretrain", *FOLDER, tree, *size, *TINY, "--steps", 2, "--out", start)
+    ok("imp", start, "--data-dir", tree, "--levels", 1)
+    assert training.load_tensors(start)[1]["recipe"]["image_size"] == 12
+    image = training.load_data(
+        "folder", tree, torch.device("cpu"), pad=4, flip=True, image_size=12
+    ).train_images()[0]
+    assert np.array_equal(image, picture(10).resize((12, 12), Image.Resampling.BILINEAR))
+    assert "12 x 12 pixels" in ok("dataset", "folder", "--data-dir", tree, *size)
+    for stage in ("dataset digits", "pretrain --out x.safetensors"):
+        refused([*stage.split(), *size], "--image-size is for --dataset folder")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import TINY, equal
+from conftest import TINY, equal, read_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -210,3 +210,28 @@ def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_p
     (warning,) = [line for line in said if line.startswith("warning")]
     words = ("--class-balanced", f"{(labels == 3).sum()} of 150", "8 of 10 classes have none")
     assert all(word in warning for word in words)
+
+
+def test_the_table_of_classes_counts_what_subsets_would_have(ok, refused, pages, tmp_path, digits):
+    scores = np.random.default_rng(0).random(1297).astype(np.float32)
+    np.save(tmp_path / "s.npy", scores)
+    table = tmp_path / "figures" / "classes.csv"
+    command = ["subset", "--scores", tmp_path / "s.npy", "--classes-table", table]
+    out = ok(*command)
+    rows = read_csv(table)
+    assert len(rows) == 2 * len(common.PRESETS["digits"]["sizes"]) * 10
+    found = {(row["select"], int(row["size"]), row["class"]): int(row["count"]) for row in rows}
+    labels = digits.labels.numpy()
+    for select, order in (("easy", np.argsort(scores)), ("hard", np.argsort(-scores))):
+        counts = np.bincount(labels[order[:128]], minlength=10)
+        assert [found[select, 128, str(c)] for c in range(10)] == counts.tolist()
+        assert f"{select} 128" in out
+    ok("plot", table.parent, "--figure", "scores")
+    easy, _ = pages[0].axes
+    lines = {line.get_label(): line.get_ydata() for line in easy.get_lines()}
+    share = found["easy", 256, "3"] / 256 / (labels == 3).mean()
+    assert lines["3"][2] == pytest.approx(share)
+    ok(*command, "--sizes", 7)
+    assert {row["size"] for row in read_csv(table)} == {"7"}
+    refused([*command, "--size", 5], "--classes-table chooses no subset")
+    refused([*command[:1], *command[3:]], "needs --scores")

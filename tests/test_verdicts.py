@@ -224,6 +224,28 @@ def test_runs_behind_links_are_found_and_each_real_folder_counts_once(tmp_path, 
     assert "repeats seed" not in capfd.readouterr().out
 
 
+def test_labels_of_ones_own_are_a_panel_of_their_own_and_in_names(tmp_path):
+    fake_runs(tmp_path / "a", "all 4", *[[0.9, 0.8]] * 3)
+    fake_runs(tmp_path / "a", "all 0", *[[0.9, 0.6]] * 3)
+    for name in ("all 4", "easy 32 2"):
+        fake_runs(tmp_path / "b", name, *[[0.9, 0.7]] * 3, labels_sha256="abcd" * 16)
+    curves = verdicts.read_runs(tmp_path)["cifar10"]
+    panels = verdicts.make_panels(curves, "cifar10")
+    titles = {p.title: {c.name for c in p.curves} for p in panels}
+    assert titles == {
+        "2 steps, labels #abcd": {
+            "all data, 4 steps, #abcd",
+            "easy 32, 2 steps",
+            "no pre-training",
+        },
+        "pre-training rate 0.4": {"all data, 4 steps", "no pre-training"},
+    }
+    (panel,) = (p for p in panels if p.labels)
+    easy = next(c for c in panel.curves if c.scheme == "easy")
+    assert panel.reference(easy).name == "all data, 4 steps, #abcd"
+    assert common.start_name(easy.settings).endswith("-labelsabcd")
+
+
 def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval_of_welch():
     for seeds, replicates in (
         ([0, 1, 2], "3 paired"),
@@ -288,7 +310,7 @@ def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, stateme
             curve([base + gap for gap in each], *keys.get(role, (role, 64)))
             for each, role in zip((gaps, [0] * len(gaps)), roles)
         )
-        panel = verdicts.Panel(noise, 0.4, 2, 4, [b, a], "", 64)
+        panel = verdicts.Panel(noise, "", 0.4, 2, 4, [b, a], "", 64)
         (found,) = verdicts.compare_pairs(panel, 1, None)
         assert verdicts.the_paper_says(panel, found, 0.5) == f"{said}: {means}"
         for claimed in (None, 32):  # other steps, other sizes
@@ -315,7 +337,7 @@ def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dom
     each = np.array([[-1.0], [0.0], [1.0]])
     gap = np.hstack([np.tile(early + 0.01 * each, 13), np.tile(late + (scatter + 0.01) * each, 3)])
     a, b = curve(90 + gap), curve(90 + 0 * gap, "all", None, 4)
-    panel = verdicts.Panel(0.0, 0.4, 2, 4, [b, a], "", None)
+    panel = verdicts.Panel(0.0, "", 0.4, 2, 4, [b, a], "", None)
     (d,) = verdicts.compare_pairs(panel, 1, None)
     assert verdicts.full_verdict(d, 0.5) == (
         text.replace("|", ", but ", 1).replace("|", " and "),
