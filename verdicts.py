@@ -519,7 +519,8 @@ def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
     """
     if figure in (None, "difference"):
         return panels
-    panels = [p for p in panels if p.sizes and bool(p.noise or p.labels) == (figure in "37")]
+    # with random labels they are figures 3 and 7; labels of a user's own are in every figure
+    panels = [p for p in panels if p.sizes and (p.labels or bool(p.noise) == (figure in "37"))]
     if figure in "56":
         return panels if (preset == "cinic10") == (figure == "6") else []
     if figure in "23":

@@ -243,6 +243,8 @@ def test_labels_of_ones_own_are_a_panel_of_their_own_and_in_names(tmp_path):
     (panel,) = (p for p in panels if p.labels)
     easy = next(c for c in panel.curves if c.scheme == "easy")
     assert panel.reference(easy).name == "all data, 4 steps, #abcd"
+    for figure in "235":
+        assert panel in verdicts.choose(figure, panels, "cifar10")
     assert common.start_name(easy.settings).endswith("-labelsabcd")
 
 
