@@ -1,11 +1,13 @@
 """How a network is trained, in the order in which an image becomes a weight.
 
-load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step_one -> Member.update. Stages
-decide who is trained, and on what.
+load_data -> epoch_table -> take_batch -> ResNet.forward -> Group.step_one -> Member.update. The
+stages decide which networks are trained, and on what. This is the file to change for another
+network, optimiser or augmentation.
 """
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import platform
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,18 +46,18 @@ from dataset import load_images
 
 @dataclass
 class Data:
-    """One data set on one device. Images are uint8; index i is example i in data-set order."""
+    """One data set on one device. Index i is training example i in data-set order."""
 
     classes: list[str]
-    train: Tensor  # [N, H + 2 pad, W + 2 pad, C] uint8, framed with black: a crop is a slice
-    labels: Tensor  # [N] int64, clean
+    train: Tensor  # [N, H + 2 pad, W + 2 pad, C] uint8, framed with black, so a crop is a slice
+    labels: Tensor  # [N] int64, the clean ones
     test: Tensor  # [n, H, W, C] uint8
     test_labels: Tensor  # [n] int64
-    mean: Tensor  # [C] float32 of the full training set, on the scale of the uint8 values
-    std: Tensor  # [C] float32, likewise
-    fingerprint: str  # sha256 of training images and clean labels
-    pad: int
-    flip: bool
+    mean: Tensor  # [C] float32, of the full training set, on the scale of the uint8 values
+    std: Tensor  # [C] float32, of the full training set, on the same scale
+    fingerprint: str  # the sha256 of the training images and the clean labels
+    pad: int  # crops are shifted by up to so many pixels
+    flip: bool  # half of the crops are mirrored
 
     def train_images(self) -> Tensor:
         """The training images themselves, [N, H, W, C] uint8."""
@@ -92,50 +95,54 @@ def load_data(
 def epoch_table(
     seed: int, level: int, epoch: int, n: int, batch: int, pad: int, flip: bool
 ) -> np.ndarray:
-    """Which examples an epoch takes and how it cuts them: [4, n // batch, batch] int64.
+    """Return the examples, crops and flips of an epoch, [4, steps, batch] int64.
 
-    The four are example, top, left and flip (0 or 1). A pure function of its arguments: any step
-    can be made again without the ones before, and every device sees the same order.
+    The four rows are the example, the top and the left of its crop, and whether it is mirrored (0
+    or 1). An epoch has n // batch steps. The table is a pure function of its arguments: any step
+    can be made again without the steps before it, and every device sees the same order.
     """
     steps = n // batch
     order = rng(ORDER, seed, level, epoch).permutation(n)[: steps * batch]
-    draw = rng(AUGMENT, seed, level, epoch)
-    top, left = draw.integers(0, 2 * pad + 1, (2, steps * batch))
-    flips = draw.integers(0, 2 if flip else 1, steps * batch)
-    return np.stack([order, top, left, flips]).reshape(4, steps, batch)
+    random = rng(AUGMENT, seed, level, epoch)
+    top, left = random.integers(0, 2 * pad + 1, (2, steps * batch))
+    mirrored = random.integers(0, 1 + flip, steps * batch)  # all 0 without flips
+    return np.stack([order, top, left, mirrored]).reshape(4, steps, batch)
 
 
 def take_batch(data: Data, table: Tensor) -> Tensor:
-    """Crop, flip and normalise a batch of an epoch table: [4, B] int64 -> [B, C, H, W] float32."""
-    example, top, left, flips = table
-    line = torch.arange(data.test.shape[1], device=table.device)
-    rows = top[:, None] + line
-    columns = left[:, None] + torch.where(flips[:, None] == 1, line.flip(0), line)
-    return data.normalise(data.train[example[:, None, None], rows[:, :, None], columns[:, None, :]])
+    """Return the images of one step of an epoch table, cropped, mirrored and normalised.
+
+    table  [4, B] int64; the result is [B, C, H, W] float32
+    """
+    examples, top, left, mirrored = table
+    offsets = torch.arange(data.test.shape[1], device=table.device)
+    backwards = offsets.flip(0)
+    rows = top[:, None] + offsets  # [B, H]
+    columns = left[:, None] + torch.where(mirrored[:, None] == 1, backwards, offsets)  # [B, W]
+    crops = data.train[examples[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return data.normalise(crops)
 
 
 # ------------------------------------------------------------ network
 
 
 class BatchNorm(nn.Module):
-    """torch's BatchNorm2d without step counter, its statistics precise in every memory format."""
+    """torch's BatchNorm2d without its step counter, precise in every memory format."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.ones(channels)),
-            nn.Parameter(torch.zeros(channels)),
-        )
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and sums_naively(x):
+        if self.training and torch_sums_imprecisely(x):
             return PreciseBatchNorm.apply(
                 x, self.weight, self.bias, self.running_mean, self.running_var
             )
-        # Not F.batch_norm: on a GPU in fp32 it takes persistent kernels, which are reported to
-        # stall beside others.
+        # F.batch_norm would take persistent kernels on a GPU in fp32, and these are reported to
+        # stall when several networks are trained side by side.
         return torch.native_batch_norm(
             x,
             self.weight,
@@ -148,41 +155,47 @@ class BatchNorm(nn.Module):
         )[0]
 
 
-# of batch norm: the weight of a new batch in running statistics; torch's defaults
+# The weight of a new batch in the running statistics, and what is added to a variance before its
+# root is taken; both are torch's defaults.
 MOMENTUM, EPSILON = 0.1, 1e-5
 
 
-def sums_naively(x: Tensor) -> bool:
-    """Would torch's batch norm sum so many values of a channel one after another that it matters?
+def torch_sums_imprecisely(x: Tensor) -> bool:
+    """Return whether torch's batch norm would lose precision that matters on this input.
 
-    It does so on a CPU in channels-last memory: after 131,072 values (ResNet-20, batch 128) its
-    output is off by 1e-4 and the gradients of all convolutions by 1%. Up to 4,096 values (every
-    layer of the digits) it is off by 4e-6 at most, and its one call takes a third of the time of
-    ours; in bf16 rounding is far more than that.
+    On a CPU in channels-last memory it adds up the values of a channel one after another. After
+    131,072 values (ResNet-20, batch 128) its output is off by 1e-4 and the gradients of all
+    convolutions by 1%. Up to 4,096 values (every layer of the digits) it is off by 4e-6 at most,
+    and takes a third of the time of PreciseBatchNorm. In bf16 rounding costs far more than that.
     """
-    several = x.dtype == torch.float32 and x.numel() // x.shape[1] > 4096
-    return several and not x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+    if x.is_cuda or x.dtype != torch.float32:
+        return False
+    values = x.numel() // x.shape[1]  # of a channel
+    return values > 4096 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class PreciseBatchNorm(torch.autograd.Function):
-    """Batch norm in training mode on a CPU in channels-last memory, with better statistics.
+    """Batch norm in training mode on a CPU in channels-last memory, with precise statistics.
 
-    torch's own kernels are given them. Every pixel of an image is first treated as a channel of its
-    own, whose statistics sum over the batch alone; those of its pixels make up a channel's.
+    First every pixel is treated as a channel of its own, whose mean and variance are taken over the
+    batch. Then the mean of a channel is the mean of these means, and its variance is the mean of
+    these variances plus the variance of these means. torch's own kernels normalise with them.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var):
         batch, channels, height, width = x.shape
-        # a view of the same memory
+        # In channels-last memory this is a view, nothing is copied.
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width * channels)
-        means, variances = torch.batch_norm_update_stats(pixels, None, None, MOMENTUM)
-        means = means.view(-1, channels)
-        mean = means.mean(0)
-        variance = variances.view(-1, channels).mean(0) + (means - mean).square_().mean(0)
+        pixel_means, pixel_variances = torch.batch_norm_update_stats(pixels, None, None, MOMENTUM)
+        pixel_means = pixel_means.view(-1, channels)
+        mean = pixel_means.mean(0)
+        within_pixels = pixel_variances.view(-1, channels).mean(0)
+        variance = within_pixels + (pixel_means - mean).square_().mean(0)
         n = batch * height * width
         running_mean.lerp_(mean, MOMENTUM)
-        running_var.lerp_(variance * (n / (n - 1)), MOMENTUM)  # the unbiased one, as torch keeps
+        # Like torch, keep the unbiased variance.
+        running_var.lerp_(variance * (n / (n - 1)), MOMENTUM)
         ctx.save_for_backward(x, weight, mean, (variance + EPSILON).rsqrt())
         return torch.native_batch_norm(x, weight, bias, mean, variance, False, MOMENTUM, EPSILON)[0]
 
@@ -197,6 +210,8 @@ class PreciseBatchNorm(torch.autograd.Function):
 
 
 class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm, and a shortcut around them."""
+
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
         self.stride = stride
@@ -205,12 +220,12 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.bn2 = BatchNorm(c_out)
         self.shortcut = nn.Sequential()
-        # a projection, as in the code of the figures; He et al.'s option A has none
+        # A projection, as in the code that made the paper's figures; He et al.'s option A has none.
         if c_in != c_out:
             self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), BatchNorm(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        # in place: no backward pass needs what batch norm put out
+        # ReLU works in place, as no backward pass needs the output of batch norm.
         y = self.bn1(self.conv1(x)).relu_()
         if self.stride > 1:
             # Take every second row and column first, so that the projection has stride 1: the same
@@ -223,7 +238,10 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of depth 6n + 2 (He et al. 2016): [B, channels, H, W] -> logits [B, classes]."""
+    """The CIFAR ResNet of depth 6n + 2 (He et al. 2016).
+
+    It takes images [B, channels, H, W] float32 and returns logits [B, classes].
+    """
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):
         super().__init__()
@@ -235,7 +253,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(4 * width, classes)
 
     def prunable(self) -> dict[str, nn.Parameter]:
-        """Weights of convolutions and of the linear layer, in state-dict order."""
+        """Return the weights of convolutions and of the linear layer, in state-dict order."""
         return {name: p for name, p in self.named_parameters() if p.dim() > 1}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -245,18 +263,19 @@ class ResNet(nn.Module):
 
 @torch.no_grad()
 def initialise(net: ResNet, seed: int) -> None:
-    """Draw the weights w_0 of a seed.
+    """Set a network to the initial weights w_0 of a seed.
 
-    Kaiming-normal weights (fan-in, ReLU), batch-norm weights in [0, 1), torch's linear bias.
+    Convolutions and the linear layer are Kaiming-normal (fan-in, ReLU), the weights of batch norm
+    uniform in [0, 1), their biases 0, and the linear bias is uniform within 1 / sqrt(fan-in).
     """
-    draw = rng(INIT, seed)
+    random = rng(INIT, seed)
     for name, p in net.named_parameters():
         if p.dim() > 1:
-            value = draw.standard_normal(p.shape) * math.sqrt(2 / p[0].numel())
+            value = random.standard_normal(p.shape) * math.sqrt(2 / p[0].numel())
         elif name == "linear.bias":
-            value = draw.uniform(-1, 1, p.shape) / math.sqrt(net.linear.in_features)
+            value = random.uniform(-1, 1, p.shape) / math.sqrt(net.linear.in_features)
         elif name.endswith(".weight"):
-            value = draw.random(p.shape)
+            value = random.random(p.shape)
         elif name.endswith(".bias"):
             value = np.zeros(p.shape)
         else:
@@ -268,7 +287,11 @@ def initialise(net: ResNet, seed: int) -> None:
 
 
 class Member:
-    """A network in training: weights, momentum, masks, data order, next step, last epoch's loss."""
+    """A network in training, with all that belongs to it.
+
+    Beside the weights that is their momentum, their masks, the seed of its data order, its next
+    step, and the sum of its losses since the last epoch of the training began.
+    """
 
     def __init__(self, name: str, recipe: dict, data: Data, seed: int):
         self.name, self.seed, self.step, self.failed = name, seed, 0, False
@@ -283,16 +306,17 @@ class Member:
         self.loss_steps = 0
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a step changes, by name; writing into it changes the member."""
-        return prefixed(weight=self.net.state_dict(), momentum=self.momentum) | {
-            "loss_sum": self.loss_sum
-        }
+        """Return everything that a step changes, by name; writing into it changes the member."""
+        tensors = prefixed(weight=self.net.state_dict(), momentum=self.momentum)
+        return tensors | {"loss_sum": self.loss_sum}
 
     def copy(self) -> dict[str, Tensor]:
+        """Return a copy of the state."""
         return {name: t.clone() for name, t in self.state().items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Put a copied state back."""
         for name, t in self.state().items():
             t.copy_(state[name])
 
@@ -300,7 +324,7 @@ class Member:
     def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
         """Start again from weights * masks at a step of the schedule, with fresh momentum."""
         self.step, self.failed, self.loss_steps = step, False, 0
-        self.net.load_state_dict(weights)  # into the same tensors
+        self.net.load_state_dict(weights)  # this copies into the same tensors
         for name, mask in self.masks.items():
             mask.copy_(masks[name])
         for t in (self.loss_sum, *self.momentum.values()):
@@ -309,18 +333,18 @@ class Member:
 
     @torch.no_grad()
     def update(self, recipe: dict, rate: Tensor) -> None:
-        """One step of SGD, then pruned weights back to zero; spends the gradients.
+        """Take one step of SGD, set pruned weights back to zero, and drop the gradients.
 
-        A parameter without a gradient stays as it is, as with torch.optim.SGD: a frozen layer, an
-        unused head.
+        A parameter without a gradient, as that of a frozen layer, stays as it is: torch.optim.SGD
+        does the same.
         """
         trained = {name: p for name, p in self.parameters.items() if p.grad is not None}
-        parameters = list(trained.values())
-        # The function behind torch.optim.SGD, whose class imports the compiler, over a second a
-        # process. fused takes the rate as a tensor, the other implementations read it on the host.
+        # This is the function behind torch.optim.SGD. Importing the class would load torch's
+        # compiler, which takes over a second. Only the fused implementation takes the rate as a
+        # tensor, which a CUDA graph needs; the others read it on the host.
         sgd(
-            parameters,
-            [p.grad for p in parameters],
+            list(trained.values()),
+            [p.grad for p in trained.values()],
             [self.momentum[name] for name in trained],
             lr=rate,
             momentum=recipe["momentum"],
@@ -331,28 +355,33 @@ class Member:
             fused=True,
         )
         self.apply_masks()
-        for p in parameters:
+        for p in trained.values():
             p.grad = None
 
     @torch.no_grad()
     def apply_masks(self) -> None:
+        """Set pruned weights to zero."""
         torch._foreach_mul_(list(self.prunable.values()), list(self.masks.values()))
 
     def finite(self) -> bool:
-        """Are all weights and statistics finite? One copy to the host for all tensors together."""
-        return bool(torch.stack([t.isfinite().all() for t in self.net.state_dict().values()]).all())
+        """Return whether all weights and statistics are finite."""
+        checks = [t.isfinite().all() for t in self.net.state_dict().values()]
+        return bool(torch.stack(checks).all())  # one copy to the host for all tensors together
 
 
 def even_groups(items: list, at_once: int | None, device: torch.device) -> list[list]:
-    """The fewest even groups of at most at_once.
+    """Split items into as few groups of at most at_once as possible, as even as possible.
 
-    The default is 8 on a GPU and 1 on a CPU, which has one to itself.
+    By default a group has up to 8 on a GPU, and 1 on a CPU, which one network keeps busy.
     """
-    groups = -(-len(items) // (at_once or (8 if device.type == "cuda" else 1)))
+    if at_once is None:
+        at_once = 8 if device.type == "cuda" else 1
+    groups = math.ceil(len(items) / at_once)
     return [items[i::groups] for i in range(groups)]
 
 
 def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tensor:
+    """Return the mean cross-entropy of a batch; the loss itself is computed in float32."""
     with torch.autocast(
         images.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False
     ):
@@ -361,10 +390,12 @@ def loss_of(net: ResNet, images: Tensor, labels: Tensor, precision: str) -> Tens
 
 
 class Group:
-    """Networks of one recipe that take their steps side by side; on a GPU each is a CUDA graph.
+    """Networks of one recipe that take their steps side by side.
 
-    labels  [N] int64 on the device, default the clean ones
-    subset  [M] int64 indices of the examples to train on, default all
+    On a GPU the step of each is recorded as a CUDA graph, if that proves to be the same.
+
+    labels  [N] int64 on the device; by default the clean ones
+    subset  [M] int64, the indices of the examples to train on; by default all
     """
 
     def __init__(
@@ -380,52 +411,59 @@ class Group:
         self.labels = data.labels if labels is None else labels
         self.subset = np.arange(len(self.labels)) if subset is None else subset
         batch = min(recipe["batch_size"], len(self.subset))  # a smaller subset is one batch
-        self.per_epoch = len(self.subset) // batch
-        place = {"device": self.labels.device}
-        # what a recorded step reads; the rest of it is in the members
-        self.rate = torch.zeros((), **place)
-        self.examples = torch.zeros(len(members), 4, batch, dtype=torch.int64, **place)
-        self.tables = torch.zeros(
-            len(members), 4, self.per_epoch, batch, dtype=torch.int64, **place
-        )
-        self.replays = [None] * len(members)  # of recorded steps; None: plain ones
+        self.per_epoch = len(self.subset) // batch  # steps
+        device, n = self.labels.device, len(members)
+        # A recorded step reads the rate and the examples from these very tensors: they are
+        # overwritten before every step, and never replaced.
+        self.rate = torch.zeros((), device=device)
+        self.examples = torch.zeros(n, 4, batch, dtype=torch.int64, device=device)
+        # The epoch tables of all members, from which the examples of a step are copied.
+        self.tables = torch.zeros(n, 4, self.per_epoch, batch, dtype=torch.int64, device=device)
+        self.replays = [None] * n  # what replays the recorded step of a member; None: plain steps
         self.prepared = False
 
     def prepare(self, k: int) -> None:
-        """Before the very first step: prove that of member k, whose turn it is; on a GPU record."""
+        """Run once before the first step: check the gradients of member k, whose turn it is.
+
+        On a GPU then record the step of every member as a CUDA graph.
+        """
         self.prepared = True
         prove_once(self, k)
         if self.labels.is_cuda and not environment_flag("NO_GRAPH"):
-            torch.cuda.empty_cache()  # of the proof
-            for k in range(len(self.members)):
-                use_recording(self, k)
+            torch.cuda.empty_cache()  # lets go of the memory that the check took
+            for member in range(len(self.members)):
+                use_recording(self, member)
 
     def load_epoch(self, level: int, epoch: int) -> None:
-        """Fill the tables: what every member sees in this epoch."""
+        """Fill the tables with what every member sees in this epoch."""
         batch, data = self.examples.shape[2], self.data
-        for m, kept in zip(self.members, self.tables):
-            table = epoch_table(m.seed, level, epoch, len(self.subset), batch, data.pad, data.flip)
+        for member, table_on_device in zip(self.members, self.tables):
+            table = epoch_table(
+                member.seed, level, epoch, len(self.subset), batch, data.pad, data.flip
+            )
             table[0] = self.subset[table[0]]
-            new = torch.from_numpy(table)
-            # From a pinned buffer of its own, which the copy may still read when the next epoch is
-            # drawn.
-            kept.copy_(new.pin_memory() if kept.is_cuda else new, non_blocking=True)
+            table = torch.from_numpy(table)
+            if table_on_device.is_cuda:
+                # The buffer is a new one each time, since an asynchronous copy may still read it
+                # when the next epoch is drawn.
+                table = table.pin_memory()
+            table_on_device.copy_(table, non_blocking=True)
 
     def step_one(self, k: int) -> None:
-        """The training step of member k: batch, loss, gradients, SGD, masks."""
-        m, examples = self.members[k], self.examples[k]
+        """Take the training step of member k: batch, loss, gradients, SGD, masks."""
+        member, examples = self.members[k], self.examples[k]
         images, labels = take_batch(self.data, examples), self.labels[examples[0]]
-        loss = loss_of(m.net, images, labels, self.recipe["precision"])
+        loss = loss_of(member.net, images, labels, self.recipe["precision"])
         loss.backward()
-        m.update(self.recipe, self.rate)
-        m.loss_sum += loss.detach()
+        member.update(self.recipe, self.rate)
+        member.loss_sum += loss.detach()
 
     def step_all(self, active: list[int]) -> None:
-        """A step of each of these members; on a GPU all of them at the same time."""
+        """Take a step of each of these members; on a GPU all of them at the same time."""
         streams = []
         for k in active:
             replay = self.replays[k]
-            # a replay returns the stream that it runs on, a plain step None
+            # A replay returns the stream that it runs on, a plain step returns None.
             streams.append(replay() if replay else self.step_one(k))
         # Wait only after all have started; waiting one by one would serialise them.
         for stream in streams:
@@ -435,24 +473,25 @@ class Group:
 
 # ------------------------------------------------------------ a first step proves itself
 
-# Of ||r||. Honest networks were within 1.2e-4 and 3e-3 (Zen 4, AVX2 and AVX-512, dense to 1% of the
-# weights), within 1.6e-2 on other bf16 units; the known fault of oneDNN is above 6e-2.
+# How far a gradient g may be off from r, the same gradient by other kernels: ||g - r|| / ||r||.
+# Right gradients were within 1.2e-4 in fp32 and 3e-3 in bf16 (Zen 4, AVX2 and AVX-512, dense to 1%
+# of the weights), and within 1.6e-2 on other bf16 units. The known fault of oneDNN is above 6e-2.
 TOLERANCE = {"fp32": 1e-3, "bf16": 4e-2}
 
-CANCELLED = 5e-6  # of ||a|| ||b||; honest networks were within 8e-7
+# Where a sum cancels, r is small beside its operands a and b. So a gradient may also be off by this
+# share of ||a|| ||b||; right ones were within 8e-7.
+CANCELLED = 5e-6
 
-PROVED = set()  # recipes and batches of which this process has proved a step, or left it out
+PROVED = set()  # the recipes and batches of which this process has checked a step
 
 
 def prove_once(group: Group, k: int) -> None:
-    """Call prove_first_step once a process for each recipe and batch.
+    """Call prove_first_step once in a process for each recipe and shape of batch.
 
-    NO_PROOF=1 leaves it out, and says so.
+    NO_PROOF=1 leaves the check out, and a note says so.
     """
     if environment_flag("NO_PROOF"):
-        if "NO_PROOF" not in PROVED:
-            print("note: NO_PROOF=1: gradients of the first step are not checked", file=sys.stderr)
-            PROVED.add("NO_PROOF")
+        note_no_proof()
         return
     recipe = {key: v for key, v in group.recipe.items() if key not in ("seed", *PRETRAINING)}
     step = to_json([recipe, [*group.examples.shape[1:]], f"{group.labels.device}"])
@@ -461,117 +500,161 @@ def prove_once(group: Group, k: int) -> None:
         PROVED.add(step)
 
 
+@functools.cache  # it is said once in a process
+def note_no_proof() -> None:
+    print("note: NO_PROOF=1: gradients of the first step are not checked", file=sys.stderr)
+
+
+class Gradient(NamedTuple):
+    """How far a gradient g of a layer is off from r, the same gradient by plain kernels."""
+
+    name: str  # of the layer, and of which gradient it is
+    gap: float  # ||g - r||
+    length: float  # ||r||
+    operands: float  # ||a|| ||b||, where r is a sum of products of a and b
+
+
 def prove_first_step(group: Group, k: int) -> None:
-    """Failure unless member k's next step has right gradients at each convolution and linear layer.
+    """Check that member k's next step has right gradients at each convolution and linear layer.
 
-    A forward and backward pass of its batch, on a copy of its network, at the precision and in the
-    memory format of the training. The gradients g of each layer's weight and input are held beside
-    r, computed again from the same operands a and b (what the layer saw and the gradient of its
-    output, rounded as they were) in float32, contiguous, without oneDNN and cuDNN. ||g - r|| may be
-    TOLERANCE x ||r|| + CANCELLED x ||a|| ||b||: the second term is for sums that cancel, as where a
-    pruned network hands a layer a constant input. Comparing whole networks would not do: signs of
-    ReLU flip with rounding, so that honest gradients differ by per cents.
+    A copy of its network takes a forward and a backward pass of its batch, at the precision and in
+    the memory format of the training. The gradients of each layer's weight and input are compared
+    with the same gradients by plain kernels (gradients_again). Comparing whole networks would not
+    do: signs of ReLU flip with rounding, so that right gradients differ by per cents.
 
-    A network that draws random numbers, as dropout does, is a Failure too, since its result would
-    depend on its company. Left out are parameters without a gradient, layers of somebody's own
-    class, and values that are not finite, which the loss will tell.
+    Left out are parameters without a gradient, layers of somebody's own class, and gradients that
+    are not finite, which the loss will tell.
+
+    Failure: a gradient is wrong; or the network draws random numbers, as dropout does, so that its
+    result would depend on the networks beside it.
     """
-    m, device, precision = group.members[k], group.labels.device, group.recipe["precision"]
+    device, precision = group.labels.device, group.recipe["precision"]
     images, labels = take_batch(group.data, group.examples[k]), group.labels[group.examples[k, 0]]
-    net, found = copy.deepcopy(m.net).train(), []
+    net = copy.deepcopy(group.members[k].net).train()
+    gradients = []
     for name, layer in net.named_modules():
         if type(layer) in (nn.Conv2d, nn.Linear) and isinstance(layer.weight, nn.Parameter):
-            compare_gradients(layer, name, precision, found)
+            compare_gradients(layer, name, precision, gradients)
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
         before = random_states(device)
         loss_of(net, images, labels, precision).backward()
-        if any(not torch.equal(a, b) for a, b in zip(before, random_states(device))):
-            raise Failure(
-                "the network draws random numbers while it trains (dropout?): its result would "
-                "depend on the networks beside it and on where a run was stopped"
-            )
-    for what, gap, norm, operands in found:
-        if not gap <= TOLERANCE[precision] * norm + CANCELLED * operands:
-            off = f"{gap / norm:.1%}" if norm else f"{gap:.1e} where it is 0"
-            raise Failure(
-                f"wrong gradient: {what} is off by {off}, rounding explains "
-                f"{TOLERANCE[precision]:.1%} at most ({describe(device, precision)}, torch "
-                f"{torch.__version__}). Not your settings but a kernel is wrong: try "
-                "OMP_NUM_THREADS=1, another --precision, or another version of torch; NO_PROOF=1 "
-                "trains all the same"
-            )
+        after = random_states(device)
+    if not all(torch.equal(a, b) for a, b in zip(before, after)):
+        raise Failure(
+            "the network draws random numbers while it trains (dropout?): its result would "
+            "depend on the networks beside it and on where a run was stopped"
+        )
+    for gradient in gradients:
+        allowed = TOLERANCE[precision] * gradient.length + CANCELLED * gradient.operands
+        if not gradient.gap <= allowed:
+            raise Failure(describe_wrong(gradient, device, precision))
+
+
+def describe_wrong(gradient: Gradient, device: torch.device, precision: str) -> str:
+    """Say which gradient is wrong, how far, where, and what to do."""
+    off = f"{gradient.gap:.1e} where it is 0"
+    if gradient.length:
+        off = f"{gradient.gap / gradient.length:.1%}"
+    return (
+        f"wrong gradient: {gradient.name} is off by {off}, rounding explains "
+        f"{TOLERANCE[precision]:.1%} at most ({describe(device, precision)}, torch "
+        f"{torch.__version__}). Not your settings but a kernel is wrong: try "
+        "OMP_NUM_THREADS=1, another --precision, or another version of torch; NO_PROOF=1 "
+        "trains all the same"
+    )
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """The states of torch's generators that a network on this device could draw from."""
-    return [
-        torch.get_rng_state(),
-        *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []),
-    ]
+    """Return the states of torch's generators that a network on this device could draw from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
 
 
-def compare_gradients(layer: nn.Module, name: str, precision: str, found: list) -> None:
-    """Let a layer's next backward pass add (what, ||g - r||, ||r||, ||a|| ||b||) to found."""
-    of_input, of_weight = [], []  # (r, ||a|| ||b||) of every use; those of the weight are added up
+def compare_gradients(layer: nn.Module, name: str, precision: str, gradients: list) -> None:
+    """Let the next backward pass of a layer append a Gradient for each use of it, and its weight's.
+
+    A layer may be used several times in a forward pass. In the backward pass, a hook on the output
+    of a use computes the gradients of that use again; right after it, a hook on the input of that
+    use compares the gradient of the input. The gradient of the weight is the sum over all uses.
+    """
+    expected_of_inputs, expected_of_weight = [], []  # (r, ||a|| ||b||) of each use
 
     def compare(what: str, g: Tensor, r: Tensor, operands: float) -> None:
         gap, norm = length(g - r), length(r)
         if math.isfinite(norm):
-            found.append((f"{name}, that of its {what},", gap, norm, operands))
+            gradients.append(Gradient(f"{name}, that of its {what},", gap, norm, operands))
 
-    def rename_input(_, inputs: tuple) -> tuple:
-        x = inputs[0].view_as(inputs[0])  # another name, whose gradient is that of this use alone
+    def isolate_this_use(_, inputs: tuple) -> tuple:
+        x = inputs[0].view_as(inputs[0])  # a tensor of its own has the gradient of this use alone
         if x.requires_grad:
-            x.register_hook(lambda g: compare("input", g.float(), *of_input.pop()))
+            x.register_hook(lambda g: compare("input", g.float(), *expected_of_inputs.pop()))
         return (x,)
 
     def compute_again(_, inputs: tuple, output: Tensor) -> None:
         def when_known(of_output: Tensor) -> None:
-            r_input, r_weight = gradients_again(layer, inputs[0], of_output, precision)
-            of_input.append((r_input, length(layer.weight) * length(of_output)))
-            of_weight.append((r_weight, length(inputs[0]) * length(of_output)))
+            of_input, of_weight = gradients_again(layer, inputs[0], of_output, precision)
+            operands_of_input = length(layer.weight) * length(of_output)
+            operands_of_weight = length(inputs[0]) * length(of_output)
+            expected_of_inputs.append((of_input, operands_of_input))
+            expected_of_weight.append((of_weight, operands_of_weight))
 
         if output.requires_grad:
             output.register_hook(when_known)
 
-    layer.register_forward_pre_hook(rename_input)
+    def compare_weight(g: Tensor) -> None:
+        expected = sum(r for r, _ in expected_of_weight)
+        operands = sum(norms for _, norms in expected_of_weight)
+        compare("weight", g, expected, operands)
+
+    layer.register_forward_pre_hook(isolate_this_use)
     layer.register_forward_hook(compute_again)
     if layer.weight.requires_grad:
-        layer.weight.register_hook(lambda g: compare("weight", g, *map(sum, zip(*of_weight))))
+        layer.weight.register_hook(compare_weight)
 
 
 def length(t: Tensor) -> float:
-    """||t||, summed in float64."""
+    """Return the Euclidean norm ||t||, summed in float64."""
     return torch.linalg.vector_norm(t.detach(), dtype=torch.float64).item()
 
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """No oneDNN, no cuDNN, and one thread: the plain kernels start threads image by image."""
-    before = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, torch.get_num_threads()
+    """Compute without oneDNN and cuDNN, in one thread, and with gradients, also inside a hook.
+
+    The plain kernels would start threads image by image.
+    """
+    onednn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    threads = torch.get_num_threads()
     torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False
     torch.set_num_threads(1)
     try:
         with torch.enable_grad():
             yield
     finally:
-        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = before[:2]
-        torch.set_num_threads(before[2])
+        torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = onednn, cudnn
+        torch.set_num_threads(threads)
 
 
 def gradients_again(
     layer: nn.Module, x: Tensor, of_output: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a layer's input and weight, float32, from the operands of its training pass."""
+    """Compute the gradients of a layer's input and weight again, in float32 by plain kernels.
+
+    They come from the operands of the training pass, rounded as they were there: what the layer
+    saw, and the gradient of its output.
+    """
     rounded = torch.bfloat16 if precision == "bf16" else torch.float32
-    operands = (x, layer.weight)
-    x, weight = (t.detach().to(rounded).float().contiguous().requires_grad_() for t in operands)
+    operands = []
+    for t in (x, layer.weight):
+        operands.append(t.detach().to(rounded).float().contiguous().requires_grad_())
     with plain_kernels():
         if isinstance(layer, nn.Linear):
-            y = F.linear(x, weight)
+            y = F.linear(*operands)
         else:
-            y = layer._conv_forward(x, weight, None)
-        return torch.autograd.grad(y, (x, weight), of_output.float().contiguous())
+            y = layer._conv_forward(*operands, None)
+        return torch.autograd.grad(y, operands, of_output.float().contiguous())
 
 
 # ------------------------------------------------------------ the loop
@@ -582,58 +665,72 @@ def train(
 ) -> Iterator[int]:
     """Train the members of a group to step `stop`; yields the number of steps after every step.
 
-    Each starts at its own member.step, and its result does not depend on its company. One whose
-    loss is not finite stops there (member.failed) and the others go on.
-    peak  learning rate before the first milestone
-    only  the members that take part; all of them by default
+    Each starts at its own member.step, and its result does not depend on the other members. A
+    member whose loss is not finite is marked (member.failed) and left out of the steps that follow.
+
+    peak  the learning rate before the first milestone
+    only  the members that take part; by default all
     """
     members, recipe, per_epoch = group.members, group.recipe, group.per_epoch
-    part = [k for k, m in enumerate(members) if only is None or m in only]
-    first = min(members[k].step for k in part)
-    for k in part:
+    taking_part = [k for k, member in enumerate(members) if only is None or member in only]
+    first = min(members[k].step for k in taking_part)
+    for k in taking_part:
         members[k].net.train()
-    name = members[part[0]].name + (f" and {len(part) - 1} more" if len(part) > 1 else "")
+    name = members[taking_part[0]].name
+    if len(taking_part) > 1:
+        name += f" and {len(taking_part) - 1} more"
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, per_epoch)
         if step == first or i == 0:
             group.load_epoch(level, epoch)
-        active = [k for k in part if members[k].step == step and not members[k].failed]
+        active = [k for k in taking_part if members[k].step == step and not members[k].failed]
         if active and not group.prepared:
             group.examples.copy_(group.tables[:, :, i])
-            group.prepare(active[0])
-        # of update number `step`, counted from 0
-        group.rate.fill_(peak * recipe["lr_decay"] ** sum(m <= step for m in recipe["milestones"]))
+            group.prepare(active[0])  # which may leave other examples there
+        # This is update number `step`, counted from 0.
+        decays = sum(milestone <= step for milestone in recipe["milestones"])
+        group.rate.fill_(peak * recipe["lr_decay"] ** decays)
         group.examples.copy_(group.tables[:, :, i])
         if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
             for k in active:
                 members[k].loss_sum.zero_()
                 members[k].loss_steps = 0
         group.step_all(active)
-        for m in (members[k] for k in active):
-            m.loss_steps += 1
-            m.step = step + 1
-            # on a GPU looking at the loss waits for it
-            if not m.loss_sum.is_cuda or m.step % 200 == 0 or m.step == stop:
-                m.failed = not math.isfinite(m.loss_sum)
-            if m.step == stop:  # no loss has seen the last update
-                m.failed = m.failed or not m.finite()
+        for k in active:
+            count_step(members[k], step + 1, stop)
         yield step + 1
+
+
+def count_step(member: Member, step: int, stop: int) -> None:
+    """Note that a member has taken `step` steps, and whether it has failed."""
+    member.loss_steps += 1
+    member.step = step
+    # Reading the loss makes the CPU wait for the GPU, so look every 200 steps.
+    if not member.loss_sum.is_cuda or step % 200 == 0 or step == stop:
+        member.failed = not math.isfinite(member.loss_sum)
+    # The last update has no loss after it, so check the weights.
+    if step == stop:
+        member.failed = member.failed or not member.finite()
 
 
 @torch.no_grad()
 def predict(net: nn.Module, data: Data, images: Tensor) -> Tensor:
-    """Logits [n, classes] float32 in eval mode of images [n, H, W, C] uint8, not augmented."""
-    training = net.training
+    """Return the logits [n, classes] float32 of images [n, H, W, C] uint8, which are not augmented.
+
+    They are computed in eval mode. Afterwards the network is in the mode that it was in before,
+    since a caller may be in the middle of a training.
+    """
+    was_training = net.training
     net.eval()
     pixels = images.shape[1] * images.shape[2]
     at_once = (2**20 if images.is_cuda else 2**17) // pixels  # 128 of 32x32 fit a CPU's cache
-    logits = torch.cat([net(data.normalise(part)) for part in images.split(max(1, at_once))])
-    net.train(training)  # the caller may be in the middle of a training
-    return logits
+    logits = [net(data.normalise(batch)) for batch in images.split(max(1, at_once))]
+    net.train(was_training)
+    return torch.cat(logits)
 
 
 def evaluate(net: nn.Module, data: Data) -> tuple[float, float]:
-    """(accuracy as a fraction, mean cross-entropy) on the test set."""
+    """Return accuracy (a fraction) and mean cross-entropy (nats) on the test set."""
     logits = predict(net, data, data.test)
     accuracy = (logits.argmax(1) == data.test_labels).double().mean().item()
     return accuracy, F.cross_entropy(logits.double(), data.test_labels).item()
@@ -643,28 +740,32 @@ def evaluate(net: nn.Module, data: Data) -> tuple[float, float]:
 
 
 def to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """The same tensors as NumPy arrays on the host."""
+    """Return the same tensors as NumPy arrays on the host."""
     return {name: t.detach().cpu().numpy() for name, t in tensors.items()}
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
-    """common.save_tensors of torch's tensors."""
+    """Write torch's tensors to a safetensors file; see common.save_tensors."""
     common.save_tensors(path, to_numpy(tensors), info)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """common.load_tensors as torch's tensors."""
+    """Read a safetensors file as torch's tensors and its metadata; see common.load_tensors."""
     tensors, info = common.load_tensors(path)
     return {name: torch.from_numpy(t) for name, t in tensors.items()}, info
 
 
-# ------------------------------------------------------------ where
+# ------------------------------------------------------------ device and precision
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device by name, set up so that the same command gives the same numbers."""
-    # Read when CUDA starts. cuBLASLt's workspace (KiB) is part of cuBLAS's, and torch warns if it
-    # is larger.
+    """Return a device by name, set up so that the same command gives the same numbers.
+
+    InputError: there is no such device.
+    """
+    # CUDA reads these when it starts. A fixed workspace makes the products of cuBLAS deterministic,
+    # and that of cuBLASLt (in KiB) must fit into it. So many connections let eight networks and
+    # more run at the same time.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "128")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
@@ -683,16 +784,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Does this hardware multiply bf16 faster than fp32?"""
+    """Return whether this hardware multiplies bf16 faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def resolve_precision(precision: str, device: torch.device, made: dict) -> str:
-    """fp32 or bf16. `auto` is that of the recipe in a file made before, else what is fast here.
+    """Return fp32 or bf16. `auto` is the precision of a file made before, else what is fast here.
 
     So what one machine has begun or finished is the same work on another.
+
+    made  the recipe in that file, or {}
     """
     if precision != "auto":
         return precision
@@ -700,26 +803,23 @@ def resolve_precision(precision: str, device: torch.device, made: dict) -> str:
 
 
 def check_precision(precision: str, device: torch.device, source: Path | None = None) -> None:
-    """InputError where the hardware is slow at a precision.
+    """Raise InputError where the hardware is slow at a precision.
 
-    source  the unfinished file that has it, if there is one
+    source  the unfinished file that has this precision, if there is one
     """
-    if precision == "bf16" and not has_fast_bf16(device):
-        there = f"{source} was begun in bf16, which" if source else "--precision bf16"
-        instead = (
-            "go on where it was begun, or make the start anew with --precision fp32 "
-            "in another folder"
-            if source
-            else "use fp32"
-        )
-        raise InputError(
-            f"{there} needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16: "
-            f"{instead}"
-        )
+    if precision != "bf16" or has_fast_bf16(device):
+        return
+    needs = "needs a GPU of compute capability 8.0, or a CPU with AMX or AVX512-BF16"
+    if source is None:
+        raise InputError(f"--precision bf16 {needs}: use fp32")
+    raise InputError(
+        f"{source} was begun in bf16, which {needs}: go on where it was begun, or make the start "
+        "anew with --precision fp32 in another folder"
+    )
 
 
 def describe(device: torch.device, precision: str) -> str:
-    """On what this process trains: device or instruction sets, threads, precision."""
+    """Say on what this process trains: device or instruction sets, threads, precision."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     threads = torch.get_num_threads()
@@ -727,32 +827,36 @@ def describe(device: torch.device, precision: str) -> str:
 
 
 def processor() -> str:
-    """Instruction sets of torch's kernels and of oneDNN's, each as far as its variable allows."""
-    sets = {
+    """Name the instruction sets of torch's kernels and of oneDNN's, as far as they are allowed."""
+    instruction_sets = {
         "AMX": torch.cpu._is_amx_tile_supported,
         "AVX512_BF16": torch.cpu._is_avx512_bf16_supported,
         "AVX512": torch.cpu._is_avx512_supported,
         "AVX2": torch.cpu._is_avx2_supported,
     }
-    of_machine = next((name for name, supported in sets.items() if supported()), platform.machine())
+    supported = [name for name, is_supported in instruction_sets.items() if is_supported()]
+    onednn = supported[0] if supported else platform.machine()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
-    onednn = f"at most {limit}" if limit else of_machine
+    if limit:
+        onednn = f"at most {limit}"
     return f"CPU, torch {torch.backends.cpu.get_cpu_capability()}, oneDNN {onednn}"
 
 
 def say_where(device: torch.device, precision: str) -> None:
-    """Said once by every stage that trains, before it does."""
+    """Print on what this process trains; every stage that trains does so once, before it does."""
     print(f"training on: {describe(device, precision)}", flush=True)
 
 
 def made_by(device: torch.device) -> dict:
-    """What a stage that trains records but never compares."""
-    cuda = device.type == "cuda"
-    unproved = {"NO_PROOF": True} if environment_flag("NO_PROOF") else {}
-    of_torch = {
+    """Return what a stage that trains records about itself but never compares."""
+    recorded = common.made_by() | {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if cuda else processor(),
+        "processor": processor(),
     }
-    return common.made_by() | of_torch | unproved
+    if device.type == "cuda":
+        recorded["processor"] = torch.cuda.get_device_name(device)
+    if environment_flag("NO_PROOF"):
+        recorded["NO_PROOF"] = True
+    return recorded
