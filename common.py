@@ -4,10 +4,11 @@ Run alone, it prints a preset as name=value lines, quoted for the shell; run_all
 
 python common.py cifar10
 
-It needs no torch. A stage reads its arguments (Parser, add_..._flags), fills in its preset
-(fill_from_preset, resolve_...), ends if its output is there (refuse_difference: with other
-settings it raises), else locks it (lock), and writes files that the next stage reads (save_...,
-load_...). cli turns what it raises into one line and an exit status.
+A stage parses its arguments (Parser, add_..._flags) and fills in its preset (fill_from_preset,
+resolve_...). If its output is there with the same settings, it says so and ends; with others,
+refuse_difference raises. Else it locks the output (lock) and writes files that the next stage reads
+(save_..., load_...). cli turns what a stage raises into one line and an exit status. This module
+needs no torch.
 """
 
 import argparse
@@ -49,7 +50,7 @@ CIFAR10 = dict(
 )  # fmt: skip
 
 PRESETS = {
-    # the demonstration, found by a search on seeds 100 to 107; see RESULTS.md
+    # The demonstration was found by a search on seeds 100 to 107; see RESULTS.md.
     "digits": CIFAR10 | dict(
         dataset="digits", depth=14, width=6, batch_size=64, lr=0.5, pretrain_lr=0.5,
         milestones=[224, 288], total_steps=320, t_star=20, networks=8, el2n_steps=100,
@@ -57,7 +58,7 @@ PRESETS = {
         pad=1, flip=False, seeds=[4, 5, 6, 7], subset_size=256, noisy_subset_size=256,
         sizes=[64, 128, 256, 512], noisy_sizes=[256], t_search=[4, 10, 20, 40], lr_search=[0.5],
     ),
-    # CIFAR-10 for a laptop, two epochs a training; t* by its own search on seeds 100 to 102
+    # CIFAR-10 for a laptop: two epochs a training, t* from a search on seeds 100 to 102.
     "cifar10-small": CIFAR10 | dict(
         depth=14, width=8, batch_size=64, lr=0.3, pretrain_lr=0.3, milestones=[1000, 1300],
         total_steps=1500, t_star=100, networks=4, el2n_steps=1500, scoring=dict(lr=0.1),
@@ -82,12 +83,13 @@ SCORING_PRESETS = {name: preset | preset["scoring"] for name, preset in PRESETS.
 IMAGE_SIZE = 32  # to which the images of a folder are resized, if nothing else is asked for
 
 DATASETS = ("digits", "cifar10", "folder", "cifar100", "cinic10")  # dataset.py reads them
-# Raised with every change after which the same settings give other numbers: nothing of another
-# version is taken up.
+# This number is raised with every change after which the same settings give other numbers. No stage
+# takes up what another version has made.
 VERSION = 1
 
-# Have you changed the network, the optimiser, ...? Say so here, {"network": "cnn"}: recipes carry
-# it, curves are named for it, and no stage takes up what other code has made.
+# If you change the network, the optimiser or the like, name the change here, as in
+# {"network": "cnn"}. Recipes then carry it, curves are named for it, and no stage takes up what
+# other code has made.
 OWN = {}
 
 # Settings of pre-training, which IMP does not use: starting points that differ only in these and in
@@ -105,10 +107,16 @@ PRETRAINING = (
     "labels_sha256",
 )
 
-# The settings that a curve's name or panel always says; and what a start without pre-training has
-# there, since it saw no data, whatever its subset was.
+# The settings that the name or the panel of a curve always says.
 KEY = ("scheme", "subset_size", "rewind_step", "label_noise", "pretrain_lr")
-NO_PRETRAINING = dict(zip(KEY, ("init", None, 0, 0.0, 0.0)))
+# Their values for a start without pre-training: it saw no data, whatever its subset was.
+NO_PRETRAINING = {
+    "scheme": "init",
+    "subset_size": None,
+    "rewind_step": 0,
+    "label_noise": 0.0,
+    "pretrain_lr": 0.0,
+}
 
 
 # ------------------------------------------------------------ errors, random streams
@@ -126,60 +134,70 @@ class Stopped(BaseException):
     """A signal arrived and everything is saved: exit status 128 + its number."""
 
 
-# purposes; what a seed means
+# The purposes of random streams. Two purposes never share numbers, whatever their seeds.
 INIT, ORDER, AUGMENT, SUBSET, NOISE, SCORING, PRUNE, SHUFFLE, OTHER_ORDER = range(9)
 
 
 def rng(purpose: int, seed: int, level: int = 0, epoch: int = 0) -> np.random.Generator:
-    """The random stream of one purpose. Always four words: NumPy pads a shorter key with zeros."""
+    """Return the random stream of one purpose, seed, level and epoch.
+
+    The level and the epoch are always part of its key: NumPy pads a shorter key with zeros.
+    """
     return np.random.default_rng([purpose, seed, level, epoch])
 
 
 def seed_of_its_own(purpose: int, seed: int, k: int = 0) -> int:
-    """A seed in [2**32, 2**63) of one purpose: no number that a user can choose is equal to it."""
+    """Return a seed that belongs to one purpose.
+
+    It is in [2**32, 2**63), so that no number that a user can choose is equal to it.
+    """
     return int(rng(purpose, seed, k).integers(2**32, 2**63))
 
 
 def prefixed(**parts: dict) -> dict:
-    """Dictionaries as one: {"conv.weight": t} given as mask becomes {"mask.conv.weight": t}."""
-    return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+    """Join dictionaries: {"conv.weight": t} given as mask becomes {"mask.conv.weight": t}."""
+    joined = {}
+    for prefix, tensors in parts.items():
+        joined |= {f"{prefix}.{name}": t for name, t in tensors.items()}
+    return joined
 
 
-def part(tensors: dict, name: str) -> dict:
-    """One of those dictionaries again."""
-    return {
-        key.removeprefix(name + "."): t for key, t in tensors.items() if key.startswith(name + ".")
-    }
+def part(tensors: dict, prefix: str) -> dict:
+    """Return one of the dictionaries that prefixed has joined."""
+    start = prefix + "."
+    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
 
 
-# of CUDA, cuBLAS or the CPU
+# what CUDA, cuBLAS and the CPU say
 OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED|allocate memory")
 
 
 # ------------------------------------------------------------ files
 
-# what a file system answers that has no locks, or cannot fsync a folder
+# The error numbers of a file system that has no locks, or cannot fsync a folder.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def sha256(*parts: bytes) -> str:
+    """Return the sha256 of these parts, one after another, in hexadecimal."""
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def to_json(value: object, indent: int | None = None) -> bytes:
+    """Return a value as sorted JSON; ValueError if it has a number that is not finite."""
     return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent).encode()
 
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Whatever goes wrong while a file is read and decoded becomes one line that names it."""
+    """Turn whatever goes wrong while a file is read and decoded into one line that names it."""
     try:
         yield
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}") from None
-    except Exception as error:  # a decoder fed with a damaged file raises anything
+    except Exception as error:  # a decoder may raise anything when a file is damaged
         raise InputError(
             f"{path}: not readable ({type(error).__name__}: {str(error)[:200]})"
         ) from None
@@ -187,7 +205,7 @@ def reading(path: Path | str) -> Iterator[None]:
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file that is either the old one or complete, also after a power loss."""
-    # a fixed name: a killed process leaves one at most
+    # The name is fixed, so that a killed process leaves at most one such file.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as f:
@@ -233,6 +251,7 @@ def find_files(root: Path, name: str) -> list[Path]:
 
 
 def write_csv(path: Path, rows: list) -> Path:
+    """Write rows, of which the first is the header, and return the path."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     atomic_write(path, text.getvalue().encode())
@@ -240,7 +259,7 @@ def write_csv(path: Path, rows: list) -> Path:
 
 
 def digest(tensors: dict[str, np.ndarray], info: dict) -> str:
-    """sha256 over names, dtypes (torch's names), shapes and bytes of tensors, and over info."""
+    """Return the sha256 over names, dtypes (torch's names), shapes and bytes, and over info."""
     parts = [to_json(info)]
     for name, t in sorted(tensors.items()):
         parts += [f"{name} torch.{t.dtype} {list(t.shape)}".encode(), t.tobytes()]
@@ -248,15 +267,19 @@ def digest(tensors: dict[str, np.ndarray], info: dict) -> str:
 
 
 def save_tensors(path: Path, tensors: dict[str, np.ndarray], info: dict) -> None:
-    """Write a safetensors file with one metadata key, `json`: info and a sha256 over everything."""
-    # safetensors 0.8.0 stores an array that is not contiguous in another order, without a word
+    """Write a safetensors file; its one metadata key, `json`, holds info and a sha256 over all."""
+    # safetensors 0.8.0 stores an array that is not contiguous in another order, without a word.
     tensors = {name: np.asarray(t, order="C") for name, t in tensors.items()}
     metadata = {"json": to_json(info | {"sha256": digest(tensors, info)}).decode()}
     atomic_write(path, safetensors.numpy.save(tensors, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Read (tensors, info). InputError: missing, not safetensors, wrong checksum."""
+    """Read a safetensors file and return (tensors, info).
+
+    InputError: it is missing, no safetensors file, or does not match its checksum. A file without a
+    checksum, which other tools may have written, is taken for what it is.
+    """
     with reading(path):
         tensors = safetensors.numpy.load(path.read_bytes())
         info = load_info(path)
@@ -267,25 +290,25 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def load_info(path: Path) -> dict:
-    """What the metadata of a safetensors file say, its sha256 included and not verified."""
+    """Return the metadata of a safetensors file; its sha256 is included and not verified."""
     with reading(path), safetensors.safe_open(path, "np") as f:
         return dict(json.loads((f.metadata() or {}).get("json", "{}")))
 
 
 def save_array(path: Path, array: np.ndarray, info: dict) -> None:
-    """Write path (.npy) and, first, its sidecar .json: info and the sha256 of the .npy."""
+    """Write an array to path (.npy), and before it its sidecar .json: info and a sha256."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    path.unlink(missing_ok=True)  # never an old array under a new sidecar
+    path.unlink(missing_ok=True)  # so that an old array never lies beside a new sidecar
     sidecar = to_json(info | {"sha256": sha256(buffer.getvalue())}, indent=1)
     atomic_write(path.with_suffix(".json"), sidecar + b"\n")
     atomic_write(path, buffer.getvalue())
 
 
 def read_array(path: Path, dtype: type, shape: tuple) -> tuple[np.ndarray, str]:
-    """An .npy file of a dtype and shape (None: any length), and the sha256 of the file.
+    """Read an .npy file of a dtype and shape (None: any length); returns it and its sha256.
 
-    InputError: other dtype or shape, or values that are not finite.
+    InputError: the file has another dtype or shape, or values that are not finite.
     """
     with reading(path):
         content = path.read_bytes()
@@ -303,15 +326,16 @@ def read_array(path: Path, dtype: type, shape: tuple) -> tuple[np.ndarray, str]:
 
 
 def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple[np.ndarray, dict]:
-    """read_array, and what the sidecar of the array says, {} if it has none.
+    """Read an array as read_array does; returns it and what its sidecar says, {} if it has none.
 
-    InputError: also where the sidecar is about another array or other images.
+    InputError: the sidecar is about another array or about other images.
     """
     array, hashed = read_array(path, dtype, shape)
     sidecar = path.resolve().with_suffix(".json")
     if not sidecar.exists():  # an array of the user's own
         print(
-            f"note: no .json beside {path}: its labels are clean but for --label-noise",
+            f"note: no .json beside {path}, so its labels are taken as clean, if --label-noise or "
+            "--labels do not say otherwise",
             file=sys.stderr,
         )
         return array, {}
@@ -322,7 +346,7 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
         rule = info.get("select", "unnamed")
         if not isinstance(rule, str) or not rule.strip() or rule in ("init", "all"):
             raise ValueError(f"select names the rule; {json.dumps(rule)} is no name of one's own")
-    if "made_by" in info:  # else it is a user's own
+    if "made_by" in info:  # a sidecar of a user's own needs no version
         check_version(path, info)
     if info.get("sha256", hashed) != hashed:
         raise InputError(f"{path}: does not match the sha256 in the .json beside it")
@@ -334,7 +358,7 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
 
 
 def check_version(path: Path, info: dict) -> None:
-    """InputError if a file was made by a version of this toolkit whose numbers differ from ours."""
+    """Raise InputError if a file was made by a version whose numbers differ from ours."""
     version = info.get("version", "before 1")
     if version != VERSION:
         raise InputError(
@@ -343,34 +367,35 @@ def check_version(path: Path, info: dict) -> None:
         )
 
 
-# what files say beside the settings that decide the result
+# What metadata and sidecars hold beside the settings that decide the result; it is not compared.
 RECORDED = ("recipe", "row", "made_by", "sha256", "labels")
 
 
-def refuse_difference(path: Path, found: dict, wanted: dict) -> None:
-    """InputError naming every setting in which the file at path differs from what is asked for now.
+def refuse_difference(path: Path, stored: dict, wanted: dict) -> None:
+    """Raise InputError if a file was made with other settings than those wanted now; name them.
 
-    A setting that one side does not know counts as None there: so an option of your own makes a
-    difference.
+    A setting that is missing on one side counts as None there, so that an option of a user's own
+    makes a difference.
     """
-    check_version(path, found)
-    differ = [
-        key for key in wanted | found if key not in RECORDED and found.get(key) != wanted.get(key)
-    ]
-    if differ:
-        said = [
-            f"{k} {found.get(k, 'unknown')} there, {wanted.get(k, 'unknown')} now" for k in differ
-        ]
+    check_version(path, stored)
+    differences = []
+    for key in wanted | stored:
+        if key not in RECORDED and stored.get(key) != wanted.get(key):
+            there, now = stored.get(key, "unknown"), wanted.get(key, "unknown")
+            differences.append(f"{key} {there} there, {now} now")
+    if differences:
         raise InputError(
-            f"{path} exists with other settings: {'; '.join(said)} (--force starts over)"
+            f"{path} exists with other settings: {'; '.join(differences)} (--force starts over)"
         )
 
 
 def lock(path: Path, wait: bool = False) -> io.TextIOBase:
-    """Hold path until this process ends or the result is closed; makes its folder.
+    """Lock a file, and make its folder; it is held until this process ends or the result is closed.
 
-    The file stays: unlinking it would race. Where the file system has no locks, a note says so and
-    work goes on. InputError: another process holds it, or nothing can be written.
+    The file is never unlinked, since that would race. Where the file system has no locks, a note
+    says so and work goes on.
+
+    InputError: another process holds it, or nothing can be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -394,7 +419,7 @@ def lock(path: Path, wait: bool = False) -> io.TextIOBase:
     return handle
 
 
-@functools.cache  # once a process
+@functools.cache  # it is said once in a process
 def note_no_locks() -> None:
     print(
         "note: this file system has no locks: no two commands may write to one folder at a time",
@@ -403,7 +428,7 @@ def note_no_locks() -> None:
 
 
 def made_by() -> dict:
-    """What is recorded but never compared: versions, host, command."""
+    """Return what is recorded for information and never compared: versions, host, command."""
     return {
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -413,14 +438,14 @@ def made_by() -> dict:
 
 
 def save_divergence(folder: Path, **about: object) -> None:
-    """Keep recipe, settings, level and step of a loss that was not finite.
+    """Write down that a loss was not finite, with recipe, settings, level and step.
 
-    No verdict may pass over it.
+    verdicts.py reads it, so that a replicate that diverged is named and not merely missing.
     """
     atomic_write(folder / "diverged.json", to_json(about, indent=1) + b"\n")
 
 
-# what imp.py writes
+# the names of the files that imp.py writes
 OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.csv")
 
 
@@ -428,7 +453,7 @@ OF_IMP = re.compile(r"(level\d{2,}|state)\.safetensors|diverged\.json|results\.c
 
 
 def within(interval: str, kind: type = float) -> Callable[[str], float]:
-    """An argparse type: a number of a kind in an interval such as "[0, 1)"; never NaN."""
+    """Return an argparse type: a number of a kind in an interval such as "[0, 1)", never NaN."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     closed = [end for bracket, end in (("[", low), ("]", high)) if bracket in interval]
 
@@ -438,13 +463,14 @@ def within(interval: str, kind: type = float) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"must be in {interval}, not {text}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse: invalid float value: 'x'
+    parse.__name__ = kind.__name__  # argparse uses it: "invalid float value: 'x'"
     return parse
 
 
 COUNT, SEED, LABEL_NOISE = within("[1, inf)", int), within("[0, 4294967296)", int), within("[0, 1]")
 
-HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
+# The hyperparameters of every training: argparse type, meaning and unit.
+HYPERPARAMETERS = {
     "depth": (within("[8, 1500)", int), "layers of the ResNet, 6n + 2"),
     "width": (within("[1, 4096]", int), "channels of the first stage"),
     "batch_size": (COUNT, "images"),
@@ -457,6 +483,7 @@ HYPERPARAMETERS = {  # of every training: argparse type, meaning and unit
     "total_steps": (COUNT, "optimizer steps of a full training"),
 }
 
+# The keys that every recipe has.
 RECIPE = {
     "preset",
     "dataset",
@@ -472,7 +499,7 @@ RECIPE = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A script's docstring is its help, and an error is one line without the usage."""
+    """A parser whose help is the docstring of a script, and whose errors are one line."""
 
     def __init__(self, doc: str):
         super().__init__(
@@ -486,6 +513,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_dataset_flags(parser: Parser) -> None:
+    """Add the flags that say which images and which labels."""
     add = parser.add_argument
     add(
         "--preset",
@@ -511,6 +539,7 @@ def add_dataset_flags(parser: Parser) -> None:
 
 
 def add_image_flags(parser: Parser) -> None:
+    """Add --image-size and --labels, which dataset.py has too."""
     add = parser.add_argument
     add(
         "--image-size",
@@ -527,13 +556,16 @@ def add_image_flags(parser: Parser) -> None:
 
 
 def add_training_flags(parser: Parser, presets: dict = PRESETS) -> None:
+    """Add a flag for each hyperparameter, and --precision."""
     add = parser.add_argument
     for name, (kind, meaning) in HYPERPARAMETERS.items():
-        nargs, text = (
-            "*" if name == "milestones" else None,
-            f"{meaning} ({defaults(name, presets)})",
+        add(
+            "--" + name.replace("_", "-"),
+            type=kind,
+            nargs="*" if name == "milestones" else None,
+            metavar="X",
+            help=f"{meaning} ({defaults(name, presets)})",
         )
-        add("--" + name.replace("_", "-"), type=kind, nargs=nargs, metavar="X", help=text)
     add(
         "--precision",
         choices=["auto", "fp32", "bf16"],
@@ -542,6 +574,7 @@ def add_training_flags(parser: Parser, presets: dict = PRESETS) -> None:
 
 
 def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = False) -> None:
+    """Add the flags that say where: folder of the data, device, networks side by side, --force."""
     add = parser.add_argument
     add(
         "--data-dir",
@@ -561,16 +594,16 @@ def add_place_flags(parser: Parser, *, device: bool = True, at_once: bool = Fals
 
 
 def defaults(name: str, presets: dict = PRESETS) -> str:
-    """What presets say, for a help text: the paper's CIFAR-10 value, and which of them differ."""
-    others = [
-        f", {key}: {preset[name]}"
-        for key, preset in presets.items()
-        if preset[name] != CIFAR10[name]
-    ]
-    return f"default: {CIFAR10[name]}{''.join(others)}"
+    """Say in a help text what the default is: the paper's for CIFAR-10, and presets that differ."""
+    text = f"default: {CIFAR10[name]}"
+    for preset_name, preset in presets.items():
+        if preset[name] != CIFAR10[name]:
+            text += f", {preset_name}: {preset[name]}"
+    return text
 
 
 def check_output(path: Path, suffix: str) -> None:
+    """Raise InputError unless --out has this suffix and is no folder."""
     if path.suffix != suffix or path.is_dir():
         raise InputError(f"--out must be a file that ends in {suffix}, not {path}")
 
@@ -591,12 +624,13 @@ def fill_from_preset(args: argparse.Namespace, presets: dict = PRESETS) -> None:
 
 
 def check_image_size(dataset: str, size: int | None) -> None:
+    """Raise InputError if a size is asked for images that have one."""
     if size is not None and dataset != "folder":
         raise InputError(f"--image-size is for --dataset folder; the images of {dataset} have one")
 
 
 def resolve_recipe(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
-    """Preset, data set and hyperparameters; checked before any data are read."""
+    """Return preset, data set and hyperparameters, checked before any data are read."""
     fill_from_preset(args, presets)
     recipe = {name: getattr(args, name) for name in ("preset", "dataset", *HYPERPARAMETERS)}
     if recipe["depth"] % 6 != 2:
@@ -607,7 +641,10 @@ def resolve_recipe(args: argparse.Namespace, presets: dict = PRESETS) -> dict:
 
 
 def check_recipe(path: Path, info: dict) -> dict:
-    """The recipe in a file's metadata; InputError names the file and what is wrong with it."""
+    """Return the recipe in the metadata of a file.
+
+    InputError: it lacks a key, has a value that is not allowed, or was made by other code.
+    """
     with reading(path):
         recipe = dict(info.get("recipe", {}))
         if recipe:
@@ -619,64 +656,65 @@ def check_recipe(path: Path, info: dict) -> dict:
         own = {key: value for key, value in recipe.items() if key not in RECIPE}
         if own != OWN:
             raise ValueError(f"made by other code: {own} there, {OWN} here")
-        kinds = {name: kind for name, (kind, _) in HYPERPARAMETERS.items()}
-        kinds |= {
-            "seed": SEED,
-            "preset": PRESETS.__getitem__,
-            "dataset": DATASETS.index,
-            "rewind_step": within(f"[0, {recipe['total_steps']}]", int),
-        }
-        for key, kind in kinds.items():
-            for value in recipe[key] if key == "milestones" else [recipe[key]]:
-                kind(str(value))
+        if recipe["preset"] not in PRESETS or recipe["dataset"] not in DATASETS:
+            raise ValueError(f"no preset or data set: {recipe['preset']}, {recipe['dataset']}")
+        # An argparse type raises for a value that is not allowed.
+        for name, (parse, _) in HYPERPARAMETERS.items():
+            for value in recipe[name] if name == "milestones" else [recipe[name]]:
+                parse(str(value))
+        SEED(str(recipe["seed"]))
+        within(f"[0, {recipe['total_steps']}]", int)(str(recipe["rewind_step"]))
     return recipe
 
 
 def start_name(recipe: dict) -> str:
-    """A starting point in short, as run_all.sh names folders: easy-3200-t200.
+    """Return the name of a starting point as run_all.sh names folders, such as easy-3200-t200.
 
     It is the same for all replicates.
     """
     if not recipe["rewind_step"]:
         return "all-t0"
-    balanced = "-balanced" if recipe["class_balanced"] and recipe["scheme"] != "random" else ""
-    size = "" if recipe["subset_size"] is None else f"-{recipe['subset_size']}"
-    noise = f"-noise{100 * recipe['label_noise']:g}" if recipe["label_noise"] else ""
+    name = recipe["scheme"]
+    if recipe["class_balanced"] and recipe["scheme"] != "random":
+        name += "-balanced"
+    if recipe["subset_size"] is not None:
+        name += f"-{recipe['subset_size']}"
+    name += f"-t{recipe['rewind_step']}"
+    if recipe["label_noise"]:
+        name += f"-noise{100 * recipe['label_noise']:g}"
     if recipe["labels_sha256"]:
-        noise = f"-labels{recipe['labels_sha256'][:4]}"
-    rate = recipe["pretrain_lr"]
-    lr = "" if rate == PRESETS[recipe["preset"]]["pretrain_lr"] else f"-lr{rate:g}"
-    more = "".join(
-        f"-{key}={recipe[key]}"
-        for key, usual in (("score", "el2n"), ("noise_seed", 0))
-        if recipe[key] not in (None, usual)
-    )
-    return f"{recipe['scheme']}{balanced}{size}-t{recipe['rewind_step']}{noise}{lr}{more}"
+        name += f"-labels{recipe['labels_sha256'][:4]}"
+    if recipe["pretrain_lr"] != PRESETS[recipe["preset"]]["pretrain_lr"]:
+        name += f"-lr{recipe['pretrain_lr']:g}"
+    if recipe["score"] not in (None, "el2n"):
+        name += f"-score={recipe['score']}"
+    if recipe["noise_seed"]:
+        name += f"-noise_seed={recipe['noise_seed']}"
+    return name
 
 
 def replicate(info: dict) -> tuple[int, dict]:
-    """The number of a replicate, and the settings that it shares with the others of its curve.
+    """Return the seed of a replicate, and the settings that it shares with all replicates.
 
     info  what a level file or diverged.json says
     """
     settings = info["recipe"] | {key: v for key, v in info.items() if key not in RECORDED}
-    for key in ("rewind_sha256", "masks_sha256"):  # of what is each replicate's own
+    for key in ("rewind_sha256", "masks_sha256"):  # every replicate has its own
         settings.pop(key, None)
     seed = settings.pop("seed")
     if masks := settings.get("masks"):
-        # A run under the masks of another is the replicate that made them, and its setting is
-        # theirs: the number of that run stands in no setting.
+        # A run under the masks of another counts as the replicate that made them.
         seed = masks["seed"]
         settings |= {"masks": masks["setting"], "same_start": masks["same_start"]}
     if settings["rewind_step"] == 0:
         return seed, settings | dict.fromkeys(PRETRAINING) | NO_PRETRAINING
     if settings["scheme"] not in ("easy", "hard", "custom") and settings["score"] is None:
-        settings["subset_sha256"] = None  # nothing but chance chose it, for each seed anew
+        settings["subset_sha256"] = None  # chance chose it, for each seed anew
     return seed, settings
 
 
 def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
-    """label_noise, noise_seed and labels_sha256, from the flags or from the input's sidecar.
+    """Return label_noise, noise_seed and labels_sha256 from the flags or the input's sidecar.
 
     labels_sha256 is that of the sidecar; dataset.labels_to_learn fills in that of --labels.
     InputError: a flag contradicts the sidecar, or the labels would be given twice.
@@ -704,31 +742,31 @@ def resolve_noise(args: argparse.Namespace, sidecar: dict) -> dict:
 
 
 def labels_file(args: argparse.Namespace, sidecar: dict, source: Path | None) -> Path | None:
-    """Where labels of the user's own are: --labels, or what the sidecar of `source` says."""
+    """Return where labels of the user's own are: --labels, or what the sidecar of source says."""
     if args.labels or not sidecar.get("labels"):
         return args.labels
     return source.parent / sidecar["labels"]
 
 
 def place_of(file: Path | None, out: Path) -> str | None:
-    """How the sidecar of an output names a file: relative to its folder, so both may move."""
+    """Return a file's path relative to the folder of an output, so that both may move."""
     return None if file is None else os.path.relpath(file.resolve(), out.resolve().parent)
 
 
 def environment_flag(name: str) -> bool:
-    """Is a variable such as NO_GRAPH set, to something else than 0?"""
+    """Return whether a variable such as NO_GRAPH is set, to something else than 0."""
     return os.environ.get(name, "0") not in ("", "0")
 
 
 def on_signals(received: list | None = None) -> dict:
-    """Let SIGTERM and SIGINT raise Stopped, or only add their number to a list.
+    """Let SIGTERM and SIGINT raise Stopped, or append their number to a list if there is one.
 
     Returns the old handlers.
     """
 
     def handle(number: int, frame: object) -> None:
-        # A second SIGINT ends us. A second SIGTERM does not: Slurm sends it to us and to our
-        # parent, who passes it on.
+        # A second SIGINT ends the process. A second SIGTERM does not: Slurm sends it to the process
+        # and to its parent, which passes it on.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.SIG_DFL)
         if received is None:
             raise Stopped(number)
@@ -739,7 +777,7 @@ def on_signals(received: list | None = None) -> dict:
 
 def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a stage's main and turn what it raises into one line on stderr and the exit status."""
-    # set explicitly: a background job of a shell inherits an ignored SIGINT
+    # A background job of a shell inherits an ignored SIGINT, so the handlers are set in any case.
     before = on_signals()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that has no UTF-8 gets "?"
@@ -763,16 +801,16 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    # one line, whatever a path holds
+    # A path may hold line breaks, but the message is one line.
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def shell_assignments(preset: dict) -> list[str]:
-    """One name=value line for each entry of a preset; a list becomes words in quotes."""
+    """Return a name=value line for each entry of a preset; a list becomes words in quotes."""
     lines = []
     for name, value in preset.items():
-        if name == "scoring":  # what score_el2n.py has otherwise, as scoring_lr=0.05
+        if name == "scoring":  # what differs for score_el2n.py, as in scoring_lr=0.05
             lines += shell_assignments({f"scoring_{key}": v for key, v in value.items()})
             continue
         words = value if isinstance(value, list) else [value]

@@ -1,5 +1,8 @@
 """Iterative magnitude pruning with rewinding (paper, Algorithm 1), for one or many starting points.
 
+Every level trains on the full training set with its clean labels: subsets and label noise are for
+pre-training only.
+
 reads   rewind.safetensors (weights at step t_r and the recipe), the training set
 writes  beside it levelNN.safetensors (weight.*, mask.*, next.*), results.csv; state.safetensors
         while a level is unfinished; diverged.json where a loss was not finite
@@ -30,31 +33,37 @@ from common import InputError
 CRITERION = "magnitude"  # the name of `importance`: results of two criteria are never mixed
 
 
-def importance(net: nn.Module, data: training.Data, draw: np.random.Generator) -> dict[str, Tensor]:
-    """What each prunable weight of a trained network is worth, by name (paper, Algorithm 1).
+def importance(
+    net: nn.Module, data: training.Data, random: np.random.Generator
+) -> dict[str, Tensor]:
+    """Return how important each prunable weight of a trained network is, by name.
 
-    The least important go. A rule of your own may use data, gradients or chance; the network is in
-    eval mode, draw is the stream of this run's seed and level.
+    The least important weights are pruned; after Algorithm 1 of the paper these are the smallest. A
+    rule of your own may use data, gradients or chance. The network is in eval mode, and random is
+    the stream of this run's seed and level.
     """
     return {name: weight.detach().abs() for name, weight in net.prunable().items()}
 
 
-def prune(worth: dict[str, Tensor], masks: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Drop the least important fraction of the weights still there, over all masked tensors.
+def prune(
+    importances: dict[str, Tensor], masks: dict[str, Tensor], fraction: float
+) -> dict[str, Tensor]:
+    """Return new uint8 masks without the least important fraction of the weights still there.
 
-    Exactly ceil(fraction x remaining) go, the fraction as the decimal it was written as; ties go by
-    position in the order of masks. Returns new uint8 masks.
+    Exactly ceil(fraction x remaining) weights go, over all tensors together. The fraction counts as
+    the decimal it was written as, and ties go by position in the order of masks.
     """
-    alive = torch.cat([mask.flatten() for mask in masks.values()]).bool()
-    index = alive.nonzero().squeeze(1)
-    count = math.ceil(Fraction(str(fraction)) * len(index))
-    values = torch.cat([worth[name].flatten() for name in masks])[index]
+    kept = torch.cat([mask.flatten() for mask in masks.values()]).bool()
+    remaining = kept.nonzero().squeeze(1)  # positions
+    count = math.ceil(Fraction(str(fraction)) * len(remaining))
+    values = torch.cat([importances[name].flatten() for name in masks])[remaining]
     if not values.isfinite().all():
         raise common.Failure(f"the {CRITERION} of a weight is not finite")
+    # The sort is stable, so ties go by position; topk would break them arbitrarily.
     order = torch.sort(values, stable=True).indices
-    alive[index[order[:count]]] = False  # topk would break ties arbitrarily
-    parts = alive.to(torch.uint8).split([mask.numel() for mask in masks.values()])
-    return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
+    kept[remaining[order[:count]]] = False
+    parts = kept.to(torch.uint8).split([mask.numel() for mask in masks.values()])
+    return {name: part.view(masks[name].shape) for name, part in zip(masks, parts)}
 
 
 # ------------------------------------------------------------ the algorithm
@@ -65,17 +74,21 @@ class Run:
     """One starting point on its way through the levels."""
 
     folder: Path
-    weights: dict[str, Tensor]  # w_{t_r} and its batch-norm statistics
+    weights: dict[str, Tensor]  # w_{t_r} with its batch-norm statistics
     recipe: dict
-    settings: dict  # what else decides the result
-    masks: dict[str, Tensor]  # uint8, of the next level, in state-dict order; ones at first
-    level: int = 0  # the next to train
-    # `next.` masks by level, of another run
+    settings: dict  # what decides the result beside the recipe
+    masks: dict[str, Tensor]  # uint8, in state-dict order; `level` is trained under them
+    level: int = 0  # the level to train next
+    # the masks that another run handed on after each level; empty: the run prunes for itself
     borrowed: list[dict[str, Tensor]] = field(default_factory=list)
-    rows: list[dict] = field(default_factory=list)  # of results.csv
-    seconds: float = 0.0  # training time so far of that level
-    network: training.Member | None = None  # while it is trained
-    described = property(lambda self: {"recipe": self.recipe, **self.settings})  # in its files
+    rows: list[dict] = field(default_factory=list)  # the rows of results.csv
+    seconds: float = 0.0  # how long `level` has been trained so far
+    network: training.Member | None = None  # there only while the run is trained
+
+    @property
+    def metadata(self) -> dict:
+        """What every file of the run says about it."""
+        return {"recipe": self.recipe, **self.settings}
 
     def advance(self, masks: dict[str, Tensor]) -> None:
         """Go on to the next level, under these masks."""
@@ -88,10 +101,14 @@ def prune_iteratively(
 ) -> list[str]:
     """Algorithm 1 of the paper for several starts side by side: train, prune, rewind, repeat.
 
-    A run that has finished a level before sits it out. Returns a line for every run that had to
-    stop because its loss was not finite.
+    Runs that are at another level sit this one out. Returns a line for every run that had to stop
+    because its loss was not finite.
+
+    save_every  seconds between two saves within a level
+    received    the numbers of signals that have arrived; the first one ends the work
     """
-    group, stopped = make_group(runs, data), []
+    group = make_group(runs, data)
+    stopped = []
     for level in range(levels + 1):
         active = [run for run in runs if run.level == level]
         for run in active:
@@ -106,8 +123,8 @@ def prune_iteratively(
             if run.borrowed:
                 masks = run.borrowed[level]
             else:
-                worth = importance_for(run, data)
-                masks = prune(worth, run.network.masks, run.settings["prune_fraction"])
+                importances = importances_of(run, data)
+                masks = prune(importances, run.network.masks, run.settings["prune_fraction"])
             save_level(run, trained, masks)
             run.advance(masks)
     return stopped
@@ -117,17 +134,19 @@ def make_group(runs: list[Run], data: training.Data) -> training.Group:
     """Give every run a network, and let these networks take their steps side by side."""
     recipe = runs[0].recipe
     for run in runs:
-        seed = order_of(run.recipe["seed"], run.settings["order_seed"])
+        seed = batch_order_seed(run.recipe["seed"], run.settings["order_seed"])
         run.network = training.Member(str(run.folder), recipe, data, seed)
     return training.Group([run.network for run in runs], data, recipe)
 
 
-def order_of(seed: int, order_seed: int | None) -> int:
-    """The seed of a run's batch order.
+def batch_order_seed(seed: int, order_seed: int | None) -> int:
+    """Return the seed of a run's batch order: that of the replicate, unless --order-seed is given.
 
-    One that was asked for is no replicate's own, whatever its number.
+    An order seed becomes a number above 2**32, so that it never is the seed of a replicate.
     """
-    return seed if order_seed is None else common.seed_of_its_own(common.OTHER_ORDER, order_seed)
+    if order_seed is None:
+        return seed
+    return common.seed_of_its_own(common.OTHER_ORDER, order_seed)
 
 
 def train_level(
@@ -135,12 +154,13 @@ def train_level(
 ) -> None:
     """Train the active runs to the end of a level; each adds its share of the time to run.seconds.
 
-    Unfinished levels are saved every save_every seconds, and when a signal was received; then
+    Unfinished levels are saved every save_every seconds, and when a signal has been received. Then
     Stopped is raised.
     """
     if not active:
         return
-    recipe, networks = group.recipe, [run.network for run in active]
+    recipe = group.recipe
+    networks = [run.network for run in active]
     for run in active:
         run.network.name = f"{run.folder}, level {level}"
     clock = time.monotonic()
@@ -157,22 +177,24 @@ def train_level(
                 save_state(run)
         if received:
             raise common.Stopped(received[0])
-        clock = time.monotonic()  # saving is no training
+        clock = time.monotonic()  # so saving does not count as training time
     spent = time.monotonic() - clock
     for run in active:
         run.seconds += spent / len(active)
 
 
-def importance_for(run: Run, data: training.Data) -> dict[str, Tensor]:
-    """What the weights of a run's trained network are worth, by the rule above.
+def importances_of(run: Run, data: training.Data) -> dict[str, Tensor]:
+    """Return how important the weights of a run's trained network are, by the rule above.
 
-    The rule may look at the network and compute gradients; neither statistics nor gradients stay.
+    The network is in eval mode, so its statistics stay as they are, and gradients that the rule
+    computes are dropped.
     """
     random = common.rng(common.PRUNE, run.recipe["seed"], run.level)
-    run.network.net.eval()
-    worth = importance(run.network.net, data, random)
-    run.network.net.zero_grad()
-    return worth
+    net = run.network.net
+    net.eval()
+    importances = importance(net, data, random)
+    net.zero_grad()
+    return importances
 
 
 # ------------------------------------------------------------ the end of a level
@@ -187,7 +209,8 @@ COLUMNS = [
     "steps",
     "seconds",
 ]
-LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"  # the same, on stdout
+# a finished level as a line on stdout, which leaves out one of these columns
+LINE = "{}   {:>5} {:>8} {:>9} {:>10} {:>11} {:>6} {:>8}"
 HEADER = ["level", "weights", "accuracy", "test loss", "train loss", "steps", "seconds"]
 
 
@@ -202,7 +225,7 @@ class Trained:
 
 
 def evaluate_level(run: Run, data: training.Data) -> Trained | None:
-    """What training has made of a run's network; None if its loss was not finite."""
+    """Evaluate a run's network at the end of a level; None if its loss was not finite."""
     network = run.network
     accuracy, loss = training.evaluate(network.net, data)
     if network.failed or not math.isfinite(loss):
@@ -213,7 +236,7 @@ def evaluate_level(run: Run, data: training.Data) -> Trained | None:
 
 
 def note_divergence(run: Run) -> str:
-    """Write diverged.json of a run whose loss is not finite; returns a line about it."""
+    """Write diverged.json for a run whose loss is not finite; returns a line about it."""
     step = run.network.step
     common.save_divergence(
         run.folder, recipe=run.recipe, settings=run.settings, level=run.level, step=step
@@ -223,7 +246,8 @@ def note_divergence(run: Run) -> str:
 
 def save_level(run: Run, trained: Trained, masks: dict[str, Tensor]) -> None:
     """Save a trained level with the masks of the next one, and add its row to results.csv."""
-    assert not any(trained.weights[name][mask == 0].any() for name, mask in run.masks.items())
+    for name, mask in run.masks.items():
+        assert not trained.weights[name][mask == 0].any(), f"pruned weights of {name} are not zero"
     remaining = sum(int(mask.sum()) for mask in run.masks.values())
     row = {
         "level": run.level,
@@ -236,7 +260,7 @@ def save_level(run: Run, trained: Trained, masks: dict[str, Tensor]) -> None:
         "seconds": round(run.seconds, 3),
     }
     device = run.network.loss_sum.device
-    info = run.described | {"row": row, "made_by": training.made_by(device)}
+    info = run.metadata | {"row": row, "made_by": training.made_by(device)}
     tensors = common.prefixed(weight=trained.weights, mask=run.masks, next=masks)
     training.save_tensors(level_path(run.folder, run.level), tensors, info)
     (run.folder / "diverged.json").unlink(missing_ok=True)
@@ -246,7 +270,7 @@ def save_level(run: Run, trained: Trained, masks: dict[str, Tensor]) -> None:
 
 
 def format_row(folder: Path, row: dict) -> str:
-    """A finished level as a line on stdout."""
+    """Return a finished level as a line for stdout."""
     return LINE.format(
         folder,
         row["level"],
@@ -261,10 +285,12 @@ def format_row(folder: Path, row: dict) -> str:
 
 def write_results(run: Run) -> None:
     """Write results.csv from the rows of the finished levels."""
-    common.write_csv(run.folder / "results.csv", [COLUMNS, *map(dict.values, run.rows)])
+    rows = [[row[column] for column in COLUMNS] for row in run.rows]
+    common.write_csv(run.folder / "results.csv", [COLUMNS, *rows])
 
 
 def level_path(folder: Path, level: int) -> Path:
+    """Return the path of a level file in the folder of a run."""
     return folder / f"level{level:02d}.safetensors"
 
 
@@ -272,15 +298,13 @@ def level_path(folder: Path, level: int) -> Path:
 
 
 def read_start(path: Path, folder: Path, first: dict, data: training.Data, settings: dict) -> Run:
-    """A starting point in a file; InputError unless it fits the data and the first one's recipe."""
+    """Read a starting point and return its run, in a folder to write to.
+
+    InputError: it does not fit the data, or its recipe is not that of the first starting point.
+    """
     weights, info = training.load_tensors(path)
     recipe = common.check_recipe(path, info)
-    for key in sorted(recipe.keys() | first.keys()):  # of somebody's own, too
-        mine, other = recipe.get(key, "unknown"), first.get(key, "unknown")
-        if mine != other and key not in ("seed", *common.PRETRAINING):
-            raise InputError(
-                f"{path}: {key} is {mine}, but {other} in the first file; one call, one recipe"
-            )
+    check_same_recipe(path, recipe, first)
     if recipe["fingerprint"] != data.fingerprint or recipe["classes"] != len(data.classes):
         raise InputError(
             f"{path}: made from other {recipe['dataset']} images than those in --data-dir"
@@ -290,62 +314,83 @@ def read_start(path: Path, folder: Path, first: dict, data: training.Data, setti
             recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"]
         )
     check_tensors(path, weights, net.state_dict())
-    masks = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
-    return Run(
-        folder,
-        weights,
-        recipe,
-        settings | {"rewind_sha256": common.digest(training.to_numpy(weights), recipe)},
-        masks,
-    )
+    ones = {name: torch.ones(p.shape, dtype=torch.uint8) for name, p in net.prunable().items()}
+    settings = settings | {"rewind_sha256": common.digest(training.to_numpy(weights), recipe)}
+    return Run(folder, weights, recipe, settings, masks=ones)
+
+
+def check_same_recipe(path: Path, recipe: dict, first: dict) -> None:
+    """Raise InputError if two starting points cannot be trained in one call.
+
+    Their recipes may differ in the seed and in pre-training, and in nothing else, keys of a user's
+    own included.
+    """
+    for key in sorted(recipe.keys() | first.keys()):
+        value, of_first = recipe.get(key, "unknown"), first.get(key, "unknown")
+        if value == of_first or key in ("seed", *common.PRETRAINING):
+            continue
+        message = (
+            f"{path}: {key} is {value}, but {of_first} in the first file; one call, one recipe"
+        )
+        if key == "precision":
+            message += ' (FLAGS="--precision fp32" keeps the starts of unlike machines alike)'
+        raise InputError(message)
 
 
 def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise InputError unless a file has tensors of these names, shapes and dtypes."""
     differ = sorted(tensors.keys() ^ expected.keys())
     if differ:
         what = "unexpected" if differ[0] in tensors else "missing"
         raise InputError(f"{path}: tensor {differ[0]} is {what}")
     for name, t in expected.items():
-        have = tensors[name]
-        if have.shape != t.shape or have.dtype != t.dtype:
+        actual = tensors[name]
+        if actual.shape != t.shape or actual.dtype != t.dtype:
             needed = f"the recipe needs {list(t.shape)} {t.dtype}"
-            raise InputError(f"{path}: {name} is {list(have.shape)} {have.dtype}, {needed}")
+            raise InputError(f"{path}: {name} is {list(actual.shape)} {actual.dtype}, {needed}")
 
 
-def borrow(run: Run, other: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
-    """From now on run takes the masks that the run in folder other hands on; it prunes no more."""
-    for level in range(levels + 1):
-        path = level_path(other, level)
-        tensors, info = training.load_tensors(path)
-        if info.get("masks"):
-            raise InputError(
-                f"--masks: {other} is itself under the masks of {info['masks']['setting']}; "
-                "name that run"
-            )
-        masks = common.part(tensors, "next")
-        check_tensors(path, masks, run.masks)
-        run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
-    recipe = common.check_recipe(path, info)
-    # the replicate of a control is the seed of the run that made its masks
-    run.settings["masks"] = {
-        "setting": common.start_name(recipe),
-        "seed": recipe["seed"],
-        "same_start": info["rewind_sha256"] == run.settings["rewind_sha256"],
-    }
+def borrow(run: Run, donor: Path, levels: int, fraction: float | None, shuffle: bool) -> None:
+    """Let a run use the masks of a finished run, the donor, instead of pruning.
+
+    Level L + 1 is trained under the masks that the donor handed on after level L.
+    """
+    first = level_path(donor, 0)
+    info = common.load_info(first)
+    recipe = common.check_recipe(first, info)
+    if info.get("masks"):
+        raise InputError(
+            f"--masks: {donor} is itself under the masks of {info['masks']['setting']}; "
+            "name that run"
+        )
     if fraction not in (None, info["prune_fraction"]):
         raise InputError(
-            f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {other}"
+            f"--prune-fraction {fraction} contradicts {info['prune_fraction']} of {donor}"
         )
-    # of the run that made these masks
-    run.settings |= {key: info[key] for key in ("prune_fraction", "criterion")}
-    # Of the first masks only: a run may go on to more levels, and resume compares the others
-    # themselves.
-    run.settings["masks_sha256"] = common.digest(training.to_numpy(run.borrowed[0]), {})
-    run.settings |= {"shuffled": True} if shuffle else {}
+    for level in range(levels + 1):
+        path = level_path(donor, level)
+        masks = common.part(training.load_tensors(path)[0], "next")
+        check_tensors(path, masks, run.masks)
+        run.borrowed.append(shuffled(masks, run.recipe["seed"]) if shuffle else masks)
+    run.settings |= {
+        # A control counts as the replicate of the run that made its masks.
+        "masks": {
+            "setting": common.start_name(recipe),
+            "seed": recipe["seed"],
+            "same_start": info["rewind_sha256"] == run.settings["rewind_sha256"],
+        },
+        "prune_fraction": info["prune_fraction"],
+        "criterion": info["criterion"],
+        # The first masks suffice here: a run may go on to more levels, and resume compares the
+        # others themselves.
+        "masks_sha256": common.digest(training.to_numpy(run.borrowed[0]), {}),
+    }
+    if shuffle:
+        run.settings["shuffled"] = True
 
 
 def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Every layer's mask, permuted, at every level alike: so nested masks stay nested."""
+    """Permute the mask of every layer, at every level alike, so that nested masks stay nested."""
     random = common.rng(common.SHUFFLE, seed)
     orders = {}
     for name in sorted(masks):
@@ -354,7 +399,10 @@ def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def resume(run: Run) -> None:
-    """Take up the finished levels in the folder: rows, masks of the next level, results.csv."""
+    """Take up the finished levels in a run's folder: its rows, its next masks, its next level.
+
+    InputError: a level is of other settings, or does not fit the level before it.
+    """
     for level in itertools.count():
         path = level_path(run.folder, level)
         if not path.exists():
@@ -362,35 +410,33 @@ def resume(run: Run) -> None:
         tensors, info = training.load_tensors(path)
         with common.reading(path):
             common.refuse_difference(path, info | info["recipe"], run.recipe | run.settings)
-            if not any(name.startswith("next.") for name in tensors):
-                raise InputError(
-                    f"{path}: of an earlier version, holds no next masks; --force starts over"
-                )
-            check_tensors(
-                path, tensors, common.prefixed(weight=run.weights, mask=run.masks, next=run.masks)
-            )
-            if any(
-                not torch.equal(tensors[f"mask.{name}"], mask) for name, mask in run.masks.items()
-            ):
+            expected = common.prefixed(weight=run.weights, mask=run.masks, next=run.masks)
+            check_tensors(path, tensors, expected)
+            if not equal(common.part(tensors, "mask"), run.masks):
                 raise InputError(f"{path}: its masks are not those that the level before hands on")
-            given = run.borrowed[level] if level < len(run.borrowed) else {}
-            if any(not torch.equal(tensors[f"next.{name}"], mask) for name, mask in given.items()):
+            masks = common.part(tensors, "next")
+            if level < len(run.borrowed) and not equal(masks, run.borrowed[level]):
                 raise InputError(
                     f"{path}: its next masks are not those of --masks (--force starts over)"
                 )
             run.rows.append({column: info["row"][column] for column in COLUMNS})
-        run.masks = {name: tensors[f"next.{name}"] for name in run.masks}
+        run.masks = {name: masks[name] for name in run.masks}  # in state-dict order
         run.level = level + 1
-    if run.rows:  # a crash between level file and results.csv heals here
+    if run.rows:  # this heals a crash between a level file and results.csv
         write_results(run)
 
 
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Return whether two dictionaries with the same names hold the same tensors."""
+    return all(torch.equal(t, b[name]) for name, t in a.items())
+
+
 def save_state(run: Run) -> None:
-    """Save an unfinished level. Its masks are not needed: the previous level has them."""
+    """Save an unfinished level. Its masks are not needed: the level before has them."""
     network = run.network
     if not network.finite() or not network.loss_sum.isfinite():
-        return  # about to be stopped for that
-    info = run.described | {
+        return  # the run is about to be stopped
+    info = run.metadata | {
         "level": run.level,
         "step": network.step,
         "loss_steps": network.loss_steps,
@@ -400,7 +446,10 @@ def save_state(run: Run) -> None:
 
 
 def resume_inside_level(run: Run) -> None:
-    """Put the unfinished level of this run, if there is one, back where it stopped."""
+    """Put the network of a run back to where its unfinished level was saved, if it was.
+
+    A state of another level or of other settings is ignored, and overwritten by the next save.
+    """
     path, network = run.folder / "state.safetensors", run.network
     if not path.exists():
         return
@@ -411,7 +460,7 @@ def resume_inside_level(run: Run) -> None:
             step = info.pop("step")
             loss_steps = info.pop("loss_steps")
             seconds = info.pop("seconds")
-        if level != run.level or info != run.described:
+        if level != run.level or info != run.metadata:
             return
         check_tensors(path, tensors, network.state())
     except InputError as error:
@@ -424,6 +473,7 @@ def resume_inside_level(run: Run) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line; InputError if its paths contradict each other."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     add(
@@ -466,7 +516,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
-    args.out = args.out or [path.parent for path in args.rewind]
+    if args.out is None:
+        args.out = [path.parent for path in args.rewind]
+    check_folders(args)
+    return args
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """Raise InputError unless every starting point has a folder of its own to write to."""
     for flag, folders in (("--out", args.out), ("--masks", args.masks)):
         if folders and len(folders) != len(args.rewind):
             raise InputError(
@@ -485,13 +542,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             raise InputError(f"--masks: {out} is a folder to write to")
         if args.order_seed is not None and out.resolve() == path.resolve().parent:
             raise InputError("--order-seed needs --out, a folder of its own")
-    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = training.resolve_device(args.device)
-    # a start that is not there is named at the end, and the others are trained
+    # A start that is missing is named at the end, and the others are trained.
     missing = [f"{path}: No such file or directory" for path in args.rewind if not path.exists()]
     if len(missing) == len(args.rewind):
         raise InputError("; ".join(missing))
@@ -510,7 +566,7 @@ def main(argv: list[str] | None = None) -> None:
     runs, unfinished = read_runs(args, recipe, levels, data)
     if not runs:
         raise InputError("; ".join(missing + unfinished))
-    with contextlib.ExitStack() as locks:  # of all runs or of none
+    with contextlib.ExitStack() as locks:  # the locks of all runs, or of none
         for folder in sorted(run.folder for run in runs):
             locks.enter_context(common.lock(folder / ".lock"))
         take_up(runs, levels, args.force)
@@ -533,9 +589,11 @@ def main(argv: list[str] | None = None) -> None:
 def read_runs(
     args: argparse.Namespace, recipe: dict, levels: int, data: training.Data
 ) -> tuple[list[Run], list[str]]:
-    """A run for every starting point that is there, and a line for each whose masks are not.
+    """Return a run for every starting point, and a message for each that has to be left out.
 
-    recipe  of the first starting point, with which the others must agree
+    Left out are those for which the run named by --masks has not finished all levels.
+
+    recipe  the recipe of the first starting point, with which the others must agree
     """
     settings = {
         "prune_fraction": args.prune_fraction,
@@ -544,24 +602,25 @@ def read_runs(
     }
     if args.prune_fraction is None:
         settings["prune_fraction"] = common.PRESETS[recipe["preset"]]["prune_fraction"]
-    tested = (t.cpu().numpy().tobytes() for t in (data.test, data.test_labels))
-    settings["test_set_sha256"] = common.sha256(*tested)
+    test_set = [t.cpu().numpy().tobytes() for t in (data.test, data.test_labels)]
+    settings["test_set_sha256"] = common.sha256(*test_set)
     runs, unfinished = [], []
-    for path, out, other in itertools.zip_longest(args.rewind, args.out, args.masks or ()):
+    donors = args.masks or [None] * len(args.rewind)
+    for path, out, donor in zip(args.rewind, args.out, donors):
         if not path.exists():
             continue
-        if other and not level_path(other, levels).exists():  # it diverged, or is still at work
-            unfinished.append(f"--masks: {other} has not finished level {levels}")
+        if donor and not level_path(donor, levels).exists():  # it diverged, or is still at work
+            unfinished.append(f"--masks: {donor} has not finished level {levels}")
             continue
         run = read_start(path, out, recipe, data, settings)
-        if other:
-            borrow(run, other, levels, args.prune_fraction, args.shuffle_masks)
+        if donor:
+            borrow(run, donor, levels, args.prune_fraction, args.shuffle_masks)
         runs.append(run)
     return runs, unfinished
 
 
 def take_up(runs: list[Run], levels: int, force: bool) -> None:
-    """Take up what is in the folders of runs; with force, remove it first."""
+    """Take up what the folders of runs hold from earlier calls; with force, remove it first."""
     for run in runs:
         for path in run.folder.iterdir():
             if force and common.OF_IMP.fullmatch(path.name):
@@ -574,7 +633,10 @@ def take_up(runs: list[Run], levels: int, force: bool) -> None:
 def train_and_prune(
     runs: list[Run], levels: int, data: training.Data, args: argparse.Namespace
 ) -> list[str]:
-    """Prune these runs, as many side by side as --at-once says; returns what diverged."""
+    """Prune these runs, as many side by side as --at-once says.
+
+    Returns a line for every run whose loss was not finite.
+    """
     received, diverged = [], []
     common.on_signals(received)
     for group in training.even_groups(runs, args.at_once, data.labels.device):

@@ -319,15 +319,15 @@ def test_starting_points_that_do_not_fit(refused, folder, rewind):
 
 
 def test_levels_that_do_not_fit(refused, rewind):
-    """Masks that do not follow, an earlier version, a torn state."""
+    """Masks that do not follow, masks that are missing, a torn state."""
     path, state = rewind.with_name("level00.safetensors"), rewind.with_name("state.safetensors")
     tensors, info = level(rewind.parent, 0)
     other = tensors["mask.conv.weight"].clone()
     other[0] = 0
-    earlier = {name: t for name, t in tensors.items() if not name.startswith("next.")}
+    without_next = {name: t for name, t in tensors.items() if not name.startswith("next.")}
     for changed, word in (
         (tensors | {"mask.conv.weight": other}, "masks"),
-        (earlier, "earlier version"),
+        (without_next, "next.blocks.0.conv1.weight is missing"),
     ):
         training.save_tensors(path, changed, info)
         refused(["imp", rewind, "--levels", 1], "level00.safetensors", word)

@@ -86,6 +86,7 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
         "score": "el2n",
         "pretrain_lr": 0.5,
         "noise_seed": 0,
+        "labels_sha256": None,
     }
     other = {"label_noise": 0.5, "score": "x", "noise_seed": 2}
     for change, name in (
@@ -93,6 +94,7 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
         ({"rewind_step": 0}, "all-t0"),
         ({"class_balanced": True, "scheme": "random"}, "random-32-t9"),
         ({"class_balanced": True, "pretrain_lr": 0.2}, "easy-balanced-32-t9-lr0.2"),
+        ({"labels_sha256": "abcd" * 16}, "easy-32-t9-labelsabcd"),
     ):
         assert common.start_name(easy | change) == name
 
