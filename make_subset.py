@@ -22,22 +22,22 @@ import common
 import dataset
 from common import InputError
 
-# What --select offers beside random: it takes the examples of lowest value. A rule of your own is
-# one line.
+# What --select offers beside random: the examples for which such a function is lowest are taken. A
+# rule of your own is one line.
 RULES = {"easy": lambda scores: scores, "hard": lambda scores: -scores}
 
 
 def select(values: np.ndarray, size: int) -> np.ndarray:
-    """The `size` examples of lowest value, [M] int64 ascending; ties go to the lower index."""
+    """Return the `size` examples of lowest value, [M] int64 ascending; ties go by index."""
     return np.sort(np.argsort(values, kind="stable")[:size])
 
 
 def select_balanced(
     values: np.ndarray, labels: np.ndarray, names: list[str], size: int
 ) -> np.ndarray:
-    """The same within each class, size // C of each of the C classes with these names.
+    """Return the examples of lowest value within each class, the same number of each.
 
-    The remainder goes, one each, to the lowest classes.
+    Of C classes, each has size // C. If r are left over, classes 0 to r - 1 have one more.
     """
     order = np.argsort(values, kind="stable")
     members = [order[labels[order] == c] for c in range(len(names))]
@@ -47,71 +47,57 @@ def select_balanced(
 def select_random(
     labels: np.ndarray, names: list[str], size: int, seed: int, balanced=True
 ) -> np.ndarray:
-    """Random examples, [M] int64, the same number of every class.
+    """Return random examples, [M] int64 ascending, the same number of every class.
 
-    The remainder goes to randomly drawn classes. One order of the classes and one permutation of
-    each class depend on the seed alone, and a subset takes the first of each, so that the subsets
-    of one seed are nested.
+    If some are left over, randomly drawn classes have one more. One order of the classes and one
+    permutation of each class depend on the seed alone, and a subset takes the first of each, so
+    that the subsets of one seed are nested. Not balanced, it takes the first of one permutation.
     """
-    draw = common.rng(common.SUBSET, seed)
+    random = common.rng(common.SUBSET, seed)
     if not balanced:
-        return np.sort(draw.permutation(len(labels))[:size])
-    order = draw.permutation(len(names))
-    members = [draw.permutation(np.flatnonzero(labels == c)) for c in range(len(names))]
+        return np.sort(random.permutation(len(labels))[:size])
+    order = random.permutation(len(names))
+    members = [random.permutation(np.flatnonzero(labels == c)) for c in range(len(names))]
     return take_first(members, size, order, names)
 
 
 def take_first(
     members: list[np.ndarray], size: int, order: np.ndarray, names: list[str]
 ) -> np.ndarray:
-    """The first size // C members of each class, one more of the first size % C in `order`.
+    """Return the first size // C members of each of C classes, [M] int64 ascending.
 
-    InputError: a class has fewer members.
+    The classes that come first in `order` give one more, until there are `size`.
+
+    InputError: a class has too few members.
     """
     counts = np.full(len(order), size // len(order))
     counts[order[: size % len(order)]] += 1
-    for name, found, count in zip(names, members, counts):
-        if len(found) < count:
+    for name, of_class, count in zip(names, members, counts):
+        if len(of_class) < count:
             raise InputError(
-                f"--size {size} needs {count} examples of class {name}, which has {len(found)} "
+                f"--size {size} needs {count} examples of class {name}, which has {len(of_class)} "
                 "(--no-class-balanced does not ask for as many of every class)"
             )
-    return np.sort(np.concatenate([found[:count] for found, count in zip(members, counts)]))
+    return np.sort(np.concatenate([m[:count] for m, count in zip(members, counts)]))
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     data = dataset.load_images(args.dataset, args.data_dir, args.image_size)
-    clean = data.labels
-    largest = max(args.sizes) if args.classes_table else args.size
-    if largest > len(clean):
-        raise InputError(
-            f"--size must be at most the {len(clean)} training examples, not {largest}"
-        )
+    check_sizes(args, len(data.labels))
     scores, sidecar = None, {}
     if args.scores:
-        scores, sidecar = common.load_array(args.scores, np.float32, clean.shape, data.fingerprint)
+        shape = data.labels.shape
+        scores, sidecar = common.load_array(args.scores, np.float32, shape, data.fingerprint)
     labels_file = common.labels_file(args, sidecar, args.scores)
-    labels, noise = dataset.labels_to_learn(
-        clean, data.classes, common.resolve_noise(args, sidecar), labels_file
-    )
+    noise = common.resolve_noise(args, sidecar)
+    labels, noise = dataset.labels_to_learn(data.labels, data.classes, noise, labels_file)
     if args.classes_table:
         rows = count_classes(scores, labels, data.classes, args.sizes)
         print(describe_classes(rows, data.classes))
         print(common.write_csv(args.classes_table, [CLASSES, *rows]))
         return
-    settings = noise | {
-        "preset": args.preset,
-        "dataset": args.dataset,
-        "version": common.VERSION,
-        "fingerprint": data.fingerprint,
-        "select": args.select,
-        "size": args.size,
-        "class_balanced": args.class_balanced,
-        "seed": args.seed if args.select == "random" else None,
-        "score": sidecar.get("select", "unnamed") if args.scores else None,
-        "scores_sha256": common.sha256(scores.tobytes()) if args.scores else None,
-    }
+    settings = noise | describe(args, scores, sidecar) | {"fingerprint": data.fingerprint}
     if args.out.exists() and not args.force:
         _, stored = common.load_array(args.out, np.int64, (args.size,), data.fingerprint)
         common.refuse_difference(args.out, stored, settings)
@@ -124,12 +110,12 @@ def main(argv: list[str] | None = None) -> None:
             "made_by": common.made_by(),
         }
         common.save_array(args.out, subset, settings | recorded)
-    report(args, subset, labels, clean, data.classes)
+    report(args, subset, labels, data)
     print(args.out)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line with all defaults filled in."""
+    """Parse the command line and fill in all defaults."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
@@ -155,20 +141,50 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag in ("select", "size", "out"):
         if getattr(args, flag) is None:
             raise InputError(f"--{flag} is needed")
-    if args.select == "random" and args.scores:
+    is_random = args.select == "random"
+    if is_random and args.scores:
         raise InputError("--select random takes no --scores")
-    if args.select != "random" and not args.scores:
+    if not is_random and not args.scores:
         raise InputError(f"--select {args.select} needs --scores")
     if args.class_balanced is None:
-        args.class_balanced = args.select == "random"
+        args.class_balanced = is_random
     common.check_output(args.out, ".npy")
     if args.scores and args.out.resolve() == args.scores.resolve():
         raise InputError(f"--out and --scores are the same file, {args.out}")
     return args
 
 
+def check_sizes(args: argparse.Namespace, n: int) -> None:
+    """Raise InputError if more than the n training examples are asked for."""
+    sizes = args.sizes if args.classes_table else [args.size]
+    if max(sizes) > n:
+        raise InputError(f"--size must be at most the {n} training examples, not {max(sizes)}")
+
+
+def describe(args: argparse.Namespace, scores: np.ndarray | None, sidecar: dict) -> dict:
+    """Return the settings of a subset, but for its data and labels.
+
+    sidecar  what the sidecar of the scores says
+    """
+    settings = {
+        "preset": args.preset,
+        "dataset": args.dataset,
+        "version": common.VERSION,
+        "select": args.select,
+        "size": args.size,
+        "class_balanced": args.class_balanced,
+    }
+    if args.select == "random":
+        return settings | {"seed": args.seed, "score": None, "scores_sha256": None}
+    return settings | {
+        "seed": None,  # the examples are the same for every replicate
+        "score": sidecar.get("select", "unnamed"),
+        "scores_sha256": common.sha256(scores.tobytes()),
+    }
+
+
 def check_table_flags(args: argparse.Namespace) -> None:
-    """InputError unless the flags are those of --classes-table."""
+    """Raise InputError unless the flags are those of --classes-table."""
     if args.select or args.size or args.out:
         raise InputError("--classes-table chooses no subset: give no --select, --size or --out")
     if not args.scores:
@@ -185,33 +201,35 @@ CLASSES = ("select", "size", "class", "count", "training_examples")  # the colum
 def count_classes(
     scores: np.ndarray, labels: np.ndarray, names: list[str], sizes: list[int]
 ) -> list[list]:
-    """The rows of classes.csv: how many of the easiest and hardest examples are of each class."""
+    """Return the rows of classes.csv: how many examples of each class every subset would have."""
     of_all = np.bincount(labels, minlength=len(names))
     rows = []
     for rule, size in itertools.product(RULES, sorted(set(sizes))):
-        chosen = labels[select(RULES[rule](scores), size)]
-        counts = np.bincount(chosen, minlength=len(names))
-        for name, count, training_examples in zip(names, counts, of_all):
-            rows.append([rule, size, name, count, training_examples])
+        subset = select(RULES[rule](scores), size)
+        counts = np.bincount(labels[subset], minlength=len(names))
+        for c, name in enumerate(names):
+            rows.append([rule, size, name, counts[c], of_all[c]])
     return rows
 
 
 def describe_classes(rows: list[list], names: list[str]) -> str:
-    """The same counts as a table, a line for each subset."""
+    """Return these counts as a table with a line for each subset."""
     lines = [["", *names]]
-    for first in range(0, len(rows), len(names)):
-        of_subset = rows[first : first + len(names)]
-        rule, size, *_ = of_subset[0]
-        lines.append([f"{rule} {size}", *(str(count) for _, _, _, count, _ in of_subset)])
+    for rule, size, name, count, _ in rows:
+        if name == names[0]:
+            lines.append([f"{rule} {size}"])
+        lines[-1].append(str(count))
     widths = [max(map(len, column)) for column in zip(*lines)]
-    aligned = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+    aligned = []
+    for line in lines:
+        aligned.append("  ".join(map(str.rjust, line, widths)))
     return "\n".join(aligned)
 
 
 def choose(
     args: argparse.Namespace, scores: np.ndarray | None, labels: np.ndarray, names: list[str]
 ) -> np.ndarray:
-    """The subset that the command line asks for, [M] int64 ascending."""
+    """Return the subset that the command line asks for, [M] int64 ascending."""
     if args.select == "random":
         return select_random(labels, names, args.size, args.seed, args.class_balanced)
     values = RULES[args.select](scores)
@@ -221,29 +239,31 @@ def choose(
 
 
 def report(
-    args: argparse.Namespace,
-    subset: np.ndarray,
-    labels: np.ndarray,
-    clean: np.ndarray,
-    names: list[str],
+    args: argparse.Namespace, subset: np.ndarray, labels: np.ndarray, data: dataset.Images
 ) -> None:
-    """Print how many examples of each class a subset has, and how many of its labels are wrong."""
+    """Print how many examples of each class a subset has, and how many of its labels are wrong.
+
+    Warn where it lacks classes or is mostly one class, and where scores seem to be reversed.
+    """
+    names = data.classes
     counts = np.bincount(labels[subset], minlength=len(names))
-    print(
-        "examples per class: " + "  ".join(f"{name} {count}" for name, count in zip(names, counts))
-    )
+    counted = [f"{name} {count}" for name, count in zip(names, counts)]
+    print(f"examples per class: {'  '.join(counted)}")
     lacking = (counts == 0).sum()
-    if not args.class_balanced and (lacking or 2 * counts.max() > len(subset)):
+    largest = counts.max()
+    most_frequent = names[counts.argmax()]
+    if not args.class_balanced and (lacking or 2 * largest > len(subset)):
         print(
-            f"warning: {counts.max()} of {len(subset)} examples are {names[counts.argmax()]}, "
+            f"warning: {largest} of {len(subset)} examples are {most_frequent}, "
             f"{lacking} of {len(names)} classes have none: --class-balanced takes the same number "
             "of every class",
             file=sys.stderr,
         )
-    wrong = labels != clean
+    wrong = labels != data.labels
     if not wrong.any():
         return
-    of_subset, of_all = wrong[subset].mean(), wrong.mean()
+    of_subset = wrong[subset].mean()
+    of_all = wrong.mean()
     print(f"wrong labels: {of_subset:.2%} of the subset, {of_all:.2%} of all examples")
     if args.select == "easy" and of_subset > of_all:
         print(

@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         flip=preset["flip"],
         image_size=args.image_size,
     )
-    # a subset that serves all seeds is read, and noted, once
+    # A subset that serves all seeds is read once, and what is to be noted about it is said once.
     read = functools.cache(lambda path: read_inputs(path, args, data))
-    errors, trained = [], False
+    errors, announced = [], False
     for seed, path, out in zip(args.seed, args.subset, args.out):
         try:
             subset, labels, about = read(path)
@@ -51,13 +51,13 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"already done: {out}")
                 continue
             with common.lock(out.parent / ".lock"):
-                if not trained:
+                if not announced:
                     training.check_precision(recipe["precision"], device)
                     training.say_where(device, recipe["precision"])
-                    trained = True
+                    announced = True
                 pretrain(out, recipe, data, labels, subset)
         except (InputError, Failure) as error:  # the other seeds go on
-            # a copy without a traceback, which would keep the network in memory
+            # This is a copy without a traceback, which would keep the network in memory.
             errors.append(type(error)(str(error)))
     if errors:
         kind = Failure if any(isinstance(error, Failure) for error in errors) else InputError
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line with all defaults filled in, and as many subsets as seeds and outputs."""
+    """Parse the command line and fill in all defaults, with a subset for each seed."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
@@ -108,7 +108,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         )
     if len(args.seed) != len(args.out):
         raise InputError(f"--out: {len(args.out)} files for {len(args.seed)} seeds")
-    args.subset = args.subset or [None]
+    if args.subset is None:
+        args.subset = [None]  # all training examples
     if len(args.subset) == 1:
         args.subset *= len(args.seed)
     if len(args.subset) != len(args.seed):
@@ -123,9 +124,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_subset(path: Path | None, data: training.Data) -> tuple[np.ndarray | None, dict]:
-    """A subset and what its sidecar says; (None, {}) means all examples.
+    """Return a subset and what its sidecar says; (None, {}) stands for all examples.
 
-    InputError: it is empty, not ascending, or has an index that is no training example.
+    InputError: the subset is empty, not ascending, or has an index that is no training example.
     """
     if path is None:
         return None, {}
@@ -145,7 +146,7 @@ def read_subset(path: Path | None, data: training.Data) -> tuple[np.ndarray | No
 def read_inputs(
     path: Path | None, args: argparse.Namespace, data: training.Data
 ) -> tuple[np.ndarray | None, torch.Tensor, dict]:
-    """The subset, the labels [N] to learn, on the device, and what recipes say about them."""
+    """Return the subset, the labels [N] to learn, on the device, and what recipes say of both."""
     subset, sidecar = read_subset(path, data)
     labels, noise = dataset.labels_to_learn(
         data.labels.cpu().numpy(),
@@ -168,7 +169,7 @@ def read_inputs(
 
 
 def precision_of(out: Path, args: argparse.Namespace, device: torch.device) -> str:
-    """fp32 or bf16; where the file is there, --precision auto means that of the file."""
+    """Return fp32 or bf16; where the output exists, --precision auto means its precision."""
     begun = out.is_file() and not args.force
     made = common.load_info(out).get("recipe", {}) if begun else {}
     return training.resolve_precision(args.precision, device, made)
@@ -181,11 +182,14 @@ def pretrain(
     labels: torch.Tensor,
     subset: np.ndarray | None,
 ) -> None:
-    """Train one network for the recipe's rewind_step steps and save it; Failure if it diverges."""
+    """Train one network for the recipe's rewind_step steps and save it.
+
+    Failure: its loss is not finite, of which diverged.json keeps the step.
+    """
     member = training.Member("pre-training", recipe, data, recipe["seed"])
     group = training.Group([member], data, recipe, labels=labels, subset=subset)
     for _ in training.train(group, recipe["rewind_step"], peak=recipe["pretrain_lr"]):
-        pass
+        pass  # training happens as the steps are counted
     accuracy, loss = training.evaluate(member.net, data)
     if member.failed or not math.isfinite(loss):
         common.save_divergence(out.parent, recipe=recipe, settings={}, level=None, step=member.step)

@@ -20,21 +20,27 @@ import dataset
 import training
 from common import InputError
 
-SCORE = "el2n"  # the name of the rule: subsets, recipes and curves carry it
+SCORE = "el2n"  # the name of the rule, which subsets, recipes and curves carry
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
-    """||softmax(logits) - onehot(label)||_2 by example: [N, C] and [N] int64 -> [N] float32."""
+    """Return ||softmax(logits) - onehot(label)||_2 of each example, [N] float32.
+
+    logits  [N, C]
+    labels  [N] int64
+    """
     error = logits.float().softmax(1)
     error[torch.arange(len(labels), device=labels.device), labels] -= 1
     return error.norm(dim=1)
 
 
 def reliability(networks: np.ndarray) -> tuple[float, float]:
-    """Do so many networks and steps suffice? [K, N] scores, K > 1, -> what two halves agree on.
+    """Return how far two halves of the networks agree: do so many networks and steps suffice?
 
-    Returns the rank correlation between the mean scores of the first and the second half of the
-    networks, and the share of the easiest tenth of the examples that both have in common.
+    That is the rank correlation between the mean scores of the first and of the second half, and
+    the share of the easiest tenth of the examples that both have in common.
+
+    networks  [K, N] scores, K > 1
     """
     from scipy.stats import rankdata
 
@@ -94,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line with all defaults filled in; args.recipe is what decides a training."""
+    """Parse the command line and fill in all defaults; args.recipe says how networks train."""
     parser = common.Parser(__doc__)
     add = parser.add_argument
     common.add_dataset_flags(parser)
@@ -119,7 +125,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     common.add_place_flags(parser, at_once=True)
     args = parser.parse_args(argv)
     args.recipe = common.resolve_recipe(args, common.SCORING_PRESETS)
-    common.resolve_noise(args, {})  # a contradiction is told before any image is read
+    common.resolve_noise(args, {})  # so that a contradiction is named before images are read
     del args.recipe["pretrain_lr"]  # scoring does not use it
     if args.steps is None:
         args.steps = common.PRESETS[args.preset]["el2n_steps"]
@@ -132,12 +138,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def progress_file(out: Path) -> Path:
-    """Where the scores of the finished networks are kept."""
+    """Return where the scores of the finished networks are kept."""
     return out.with_suffix(".networks.safetensors")
 
 
 def made_before(args: argparse.Namespace) -> dict:
-    """How the scores, or the networks finished so far, were made; {} where there are none."""
+    """Return how the scores, or the networks finished so far, were made; {} if there are none."""
     sidecar, progress = args.out.with_suffix(".json"), progress_file(args.out)
     if args.force:
         return {}
@@ -150,7 +156,7 @@ def made_before(args: argparse.Namespace) -> dict:
 def score_networks(
     args: argparse.Namespace, settings: dict, data: training.Data, labels: Tensor
 ) -> np.ndarray:
-    """Scores of every network, [K, N] float32; those that an earlier call finished are read.
+    """Return the scores of every network, [K, N] float32; finished ones are read from their file.
 
     Failure: the loss of a network was not finite; the others are kept.
     """
@@ -159,7 +165,7 @@ def score_networks(
     begun = progress.exists() and not args.force
     training.check_precision(settings["precision"], device, progress if begun else None)
     training.say_where(device, settings["precision"])
-    if args.force:  # now, so that the same command without it goes on after a kill
+    if args.force:  # they go now, so that the command can go on without --force after a kill
         args.out.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
     scored = {}
@@ -180,14 +186,21 @@ def score_missing(
     labels: Tensor,
     at_once: int | None,
 ) -> list[str]:
-    """Train, score and save the networks not in scored {number: [N]}; returns those that failed."""
+    """Train the networks that are missing in scored, and add and save their scores.
+
+    Returns the names of those whose loss was not finite.
+
+    scored  {number of a network, from 1: its scores [N] float32}
+    path    where they are saved
+    """
     received, failed = [], []
     common.on_signals(received)
     missing = [k for k in range(settings["networks"]) if str(k + 1) not in scored]
     for numbers in training.even_groups(missing, at_once, labels.device):
         members = []
         for k in numbers:
-            # seeds of their own: none shares w_0 or order with a replicate its scores will judge
+            # No network shares its initial weights or its order with a replicate that its scores
+            # will judge.
             seed = common.seed_of_its_own(common.SCORING, settings["seed"], k)
             members.append(training.Member(f"network {k + 1}", settings, data, seed))
         group = training.Group(members, data, settings, labels=labels)
@@ -207,7 +220,7 @@ def score_missing(
                 f"mean {SCORE} {scores.mean():.4f}",
                 flush=True,
             )
-        del group  # its recordings, before new ones are made
+        del group  # its CUDA graphs go before those of the next group are recorded
     return failed
 
 
