@@ -185,6 +185,7 @@ class PreciseBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var):
         batch, channels, height, width = x.shape
+        n = batch * height * width
         # In channels-last memory this is a view, nothing is copied.
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width * channels)
         pixel_means, pixel_variances = torch.batch_norm_update_stats(pixels, None, None, MOMENTUM)
@@ -192,7 +193,6 @@ class PreciseBatchNorm(torch.autograd.Function):
         mean = pixel_means.mean(0)
         within_pixels = pixel_variances.view(-1, channels).mean(0)
         variance = within_pixels + (pixel_means - mean).square_().mean(0)
-        n = batch * height * width
         running_mean.lerp_(mean, MOMENTUM)
         # Like torch, keep the unbiased variance.
         running_var.lerp_(variance * (n / (n - 1)), MOMENTUM)
@@ -247,9 +247,13 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn = BatchNorm(width)
-        widths = [w for w in (width, 2 * width, 4 * width) for _ in range((depth - 2) // 6)]
-        blocks = [Block(a, b, 1 if a == b else 2) for a, b in zip([width, *widths], widths)]
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential()
+        c_in = width
+        for c_out in (width, 2 * width, 4 * width):
+            for _ in range((depth - 2) // 6):
+                stride = 1 if c_in == c_out else 2
+                self.blocks.append(Block(c_in, c_out, stride))
+                c_in = c_out
         self.linear = nn.Linear(4 * width, classes)
 
     def prunable(self) -> dict[str, nn.Parameter]:
@@ -294,7 +298,10 @@ class Member:
     """
 
     def __init__(self, name: str, recipe: dict, data: Data, seed: int):
-        self.name, self.seed, self.step, self.failed = name, seed, 0, False
+        self.name = name
+        self.seed = seed
+        self.step = 0
+        self.failed = False
         self.net = ResNet(recipe["depth"], recipe["width"], data.test.shape[3], recipe["classes"])
         initialise(self.net, seed)
         self.net.to(data.labels.device, memory_format=torch.channels_last)
@@ -323,7 +330,9 @@ class Member:
     @torch.no_grad()
     def rewind(self, weights: dict[str, Tensor], masks: dict[str, Tensor], step: int) -> None:
         """Start again from weights * masks at a step of the schedule, with fresh momentum."""
-        self.step, self.failed, self.loss_steps = step, False, 0
+        self.step = step
+        self.failed = False
+        self.loss_steps = 0
         self.net.load_state_dict(weights)  # this copies into the same tensors
         for name, mask in self.masks.items():
             mask.copy_(masks[name])
@@ -451,8 +460,10 @@ class Group:
 
     def step_one(self, k: int) -> None:
         """Take the training step of member k: batch, loss, gradients, SGD, masks."""
-        member, examples = self.members[k], self.examples[k]
-        images, labels = take_batch(self.data, examples), self.labels[examples[0]]
+        member = self.members[k]
+        examples = self.examples[k]
+        images = take_batch(self.data, examples)
+        labels = self.labels[examples[0]]
         loss = loss_of(member.net, images, labels, self.recipe["precision"])
         loss.backward()
         member.update(self.recipe, self.rate)
@@ -671,8 +682,10 @@ def train(
     peak  the learning rate before the first milestone
     only  the members that take part; by default all
     """
-    members, recipe, per_epoch = group.members, group.recipe, group.per_epoch
-    taking_part = [k for k, member in enumerate(members) if only is None or member in only]
+    members = group.members
+    taking_part = range(len(members))
+    if only is not None:
+        taking_part = [k for k in taking_part if members[k] in only]
     first = min(members[k].step for k in taking_part)
     for k in taking_part:
         members[k].net.train()
@@ -680,18 +693,16 @@ def train(
     if len(taking_part) > 1:
         name += f" and {len(taking_part) - 1} more"
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
-        epoch, i = divmod(step, per_epoch)
+        epoch, i = divmod(step, group.per_epoch)
         if step == first or i == 0:
             group.load_epoch(level, epoch)
         active = [k for k in taking_part if members[k].step == step and not members[k].failed]
         if active and not group.prepared:
             group.examples.copy_(group.tables[:, :, i])
             group.prepare(active[0])  # which may leave other examples there
-        # This is update number `step`, counted from 0.
-        decays = sum(milestone <= step for milestone in recipe["milestones"])
-        group.rate.fill_(peak * recipe["lr_decay"] ** decays)
+        group.rate.fill_(learning_rate(group.recipe, peak, step))
         group.examples.copy_(group.tables[:, :, i])
-        if step == stop - per_epoch:  # the loss reported is the mean over the last epoch
+        if step == stop - group.per_epoch:  # the loss reported is the mean over the last epoch
             for k in active:
                 members[k].loss_sum.zero_()
                 members[k].loss_steps = 0
@@ -699,6 +710,12 @@ def train(
         for k in active:
             count_step(members[k], step + 1, stop)
         yield step + 1
+
+
+def learning_rate(recipe: dict, peak: float, step: int) -> float:
+    """Return the learning rate of update number `step`, counted from 0."""
+    milestones_passed = sum(milestone <= step for milestone in recipe["milestones"])
+    return peak * recipe["lr_decay"] ** milestones_passed
 
 
 def count_step(member: Member, step: int, stop: int) -> None:
