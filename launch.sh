@@ -33,11 +33,11 @@ fail() { echo "launch.sh: error: $1" >&2; exit 2; }
 # 143. USR1 comes from Slurm 120 seconds before the time limit: the same happens, and then the task
 # goes back into the queue, which Slurm's --requeue does not do at the time limit.
 run_task() { # LIST [INDEX]: LIST has a task a line, its commands with tabs between
-  local list=$1 index=${2-${SLURM_ARRAY_TASK_ID-}} command commands devices status said
-  local log=${list%.list}-$index.log asked="" child="" failures=0
+  local list=$1 under_xargs=${2-} index=${2-${SLURM_ARRAY_TASK_ID-}} command commands devices status
+  local log=${list%.list}-$index.log asked="" child="" failures=0 last_lines
   IFS=$'\t' read -ra commands < <(sed -n "$((index + 1))p" "$list")
-  if [[ ${2-} ]]; then # xargs gave the index, and says by SLOT which of its processes this is
-    exec 3>&1 >"$log" 2>&1
+  if [[ $under_xargs ]]; then # it says by SLOT which of its processes this is
+    exec 3>&1 >"$log" 2>&1    # 3 is where progress is printed
     read -ra devices <<<"$gpus"
     [[ ! $gpus ]] || export CUDA_VISIBLE_DEVICES=${devices[SLOT % ${#devices[@]}]}
   fi
@@ -50,7 +50,8 @@ run_task() { # LIST [INDEX]: LIST has a task a line, its commands with tabs betw
     eval "exec $command" &
     child=$!
     [[ ! $asked ]] || kill "$child" # the signal came between two commands
-    while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a trap ends a wait early
+    # A trap ends a wait early, so wait again until the command has ended, then for its status.
+    while kill -0 "$child" 2>/dev/null; do wait "$child"; done
     wait "$child" && continue
     status=$?
     if [[ $asked == to-requeue && $status == 143 ]]; then
@@ -58,11 +59,12 @@ run_task() { # LIST [INDEX]: LIST has a task a line, its commands with tabs betw
     fi
     [[ ! $asked ]] || exit $status
     failures=$((failures + 1))
-    said=$(tail -n 5 "$log" | sed '/^\$ /d; s/^/  /')
-    # in one piece, as other tasks write there, too
-    printf 'status %s from %s\n%s:\n%s\n\n' $status "$command" "$log" "$said" >>"${list%/*}/failed"
+    last_lines=$(tail -n 5 "$log" | sed '/^\$ /d; s/^/  /')
+    # This is written in one piece, as other tasks write there, too.
+    printf 'status %s from %s\n%s:\n%s\n\n' $status "$command" "$log" "$last_lines" \
+      >>"${list%/*}/failed"
   done
-  [[ ! ${2-} ]] || say_progress "$list" "$log" $failures
+  [[ ! $under_xargs ]] || say_progress "$list" "$log" $failures
   exit $((failures > 0)) # never 255, at which xargs stops
 }
 
@@ -160,7 +162,7 @@ write_list() { # WAVE: the commands of its tasks, for run_task
 run_here() { # WAVE
   write_list "$1"
   # xargs leaves its children when it is stopped. But cat ends after the last of them, as all of
-  # them hold its pipe.
+  # them hold its pipe. With pipefail, the pipe fails if a task has failed.
   seq 0 $((count - 1)) |
     xargs -n 1 -P "$at_once" --process-slot-var=SLOT bash "$here/launch.sh" --task "$list" |
     (trap '' TERM; cat) &

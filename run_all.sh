@@ -61,8 +61,10 @@ trainings=$((1 + $(given --levels "$levels" ${IMP_FLAGS-})))
 # ------------------------------------------------------------ the curves of every figure
 plan_figure() {
   local easy=(easy) noise size steps rate folder
-  # The few easiest examples of a small experiment lack classes, so balanced ones are beside them.
-  [[ $preset != *-small && $preset != digits ]] || easy+=(easy-balanced)
+  if [[ $preset == *-small || $preset == digits ]]; then
+    # The few easiest examples of a small experiment lack classes, so balanced ones are beside them.
+    easy+=(easy-balanced)
+  fi
   if [[ $dataset != digits ]]; then # the digits are embedded
     stage dataset.py "$dataset" --data-dir "$data_dir" ${DATA_FLAGS-}
     task data cpu 0 "$command"
@@ -127,7 +129,9 @@ panel() { # T_STAR NOISE SIZES SCHEME...: no pre-training, all data, and subsets
 
 compare_orders() { # CURVE: how far the loss rises between networks of two batch orders
   local a=() b=() seed
-  for seed in $seeds; do a+=("$1/seed$seed") b+=("$1-order1000/seed$seed"); done
+  for seed in $seeds; do
+    a+=("$1/seed$seed") b+=("$1-order1000/seed$seed")
+  done
   stage connectivity.py "${a[@]}" --with "${b[@]}" --data-dir "$data_dir" --out "$figures/${1##*/}"
   task connect gpu 0 "$command"
 }
@@ -137,7 +141,9 @@ compare_masks() { # CURVE CURVE: how alike masks are, of both for each seed, and
   for folder in "$@"; do
     for one in $seeds; do
       for two in $seeds; do
-        ((one >= two)) || { a+=("$folder/seed$one"); b+=("$folder/seed$two"); }
+        if ((one < two)); then
+          a+=("$folder/seed$one") b+=("$folder/seed$two")
+        fi
       done
     done
   done
@@ -159,12 +165,17 @@ draw() { # the tables and pictures
 }
 
 # ------------------------------------------------------------ from a curve to commands
+# Bash functions return text through variables: stage sets command, task adds to tasks, curve and
+# choose add to flags, costs, subsets, ids and outs, pretrain sets commands and cost, under sets
+# command and cost.
 data=(--preset "$preset" ${DATASET:+--dataset "$DATASET"} --data-dir "$data_dir" ${DATA_FLAGS-})
 imp=(imp.py --data-dir "$data_dir" ${LEVELS:+--levels "$LEVELS"} ${IMP_FLAGS-})
-declare -A tasks=() planned=()              # the plan by wave, and which lines are in it
-declare -A steps_of=()                      # pre-training steps of a curve, by its folder
-curves=()                                   # the folders of all curves
-flags=() costs=() subsets=() ids=() outs=() # of every starting point of these curves
+declare -A tasks=() planned=() # the plan by wave, and which lines are in it
+declare -A steps_of=()         # the pre-training steps of a curve, by its folder
+curves=()                      # the folders of all curves
+# Of every starting point of these curves: the command that makes it, but for subset, seed and
+# output; the training steps of all its levels; its subset, seed and output.
+flags=() costs=() subsets=() ids=() outs=()
 
 stage() { # SCRIPT ARGUMENT...: a command, quoted for the shell
   printf -v command '%q ' "$python" "$here/$1" "${@:2}"
@@ -173,38 +184,47 @@ stage() { # SCRIPT ARGUMENT...: a command, quoted for the shell
 task() { # WAVE gpu|cpu STEPS COMMAND...: a line of the plan, only once, as curves share scores
   local line
   printf -v line '%s\t' "$@"
-  [[ ${planned[$line]-} ]] || tasks[$1]+=${line%$'\t'}$'\n'
-  planned[$line]=yes
+  if [[ ! ${planned[$line]-} ]]; then
+    tasks[$1]+=${line%$'\t'}$'\n'
+    planned[$line]=yes
+  fi
 }
 
 curve() { # SCHEME SIZE STEPS [NOISE IN PERCENT [PRE-TRAINING RATE]]: all replicates of a curve
-  local scheme=$1 size=$2 steps=$3 tag="" label=() rate=() folder seed
-  ((${4:-0} == 0)) || { tag=-noise$4; printf -v label 0.%02d "$4"; label=(--label-noise "$label"); }
+  local scheme=$1 size=$2 steps=$3 noise=${4:-0} rate=${5:-$pretrain_lr} folder seed
+  local rate_flag=() noise_flag=() tag="" # choose uses the last two
+  if ((noise)); then
+    tag=-noise$noise
+    noise_flag=(--label-noise "$(printf 0.%02d "$noise")")
+  fi
   folder=$runs/$scheme${size:+-$size}-t$steps$tag
-  [[ ! ${5-} ]] || rate=(--pretrain-lr "$5")
-  [[ ${5:-$pretrain_lr} == "$pretrain_lr" ]] || folder+=-lr$5
+  [[ ! ${5-} ]] || rate_flag=(--pretrain-lr "$rate")
+  [[ $rate == "$pretrain_lr" ]] || folder+=-lr$rate
   [[ ! ${steps_of[$folder]-} ]] || return 0 # another panel has it, too
-  steps_of[$folder]=$steps curves+=("$folder")
-  stage pretrain.py "${data[@]}" ${FLAGS-} "${rate[@]}" "${label[@]}" --steps "$steps"
+  steps_of[$folder]=$steps
+  curves+=("$folder")
+  stage pretrain.py "${data[@]}" ${FLAGS-} "${rate_flag[@]}" "${noise_flag[@]}" --steps "$steps"
   for seed in $seeds; do
-    flags+=("$command") ids+=("$seed") outs+=("$folder/seed$seed/rewind.safetensors")
+    flags+=("$command")
     costs+=($((steps + trainings * (total_steps - steps))))
+    ids+=("$seed")
+    outs+=("$folder/seed$seed/rewind.safetensors")
   done
   for seed in $seeds; do choose "$scheme" "$size" "$seed"; done
 }
-choose() { # SCHEME SIZE SEED: the subset of one starting point, in curve's settings
+choose() { # SCHEME SIZE SEED: the subset of one starting point, under the noise of its curve
   local file=$runs/subsets/$1-$2$tag scores=$runs/el2n$tag.npy balanced=()
   case $1 in
     all) file="" ;; # no file stands for all examples
     random)
       file+=-seed$3.npy
-      stage make_subset.py "${data[@]}" ${SUBSET_FLAGS-} "${label[@]}" --select random \
+      stage make_subset.py "${data[@]}" ${SUBSET_FLAGS-} "${noise_flag[@]}" --select random \
         --size "$2" --seed "$3" --out "$file"
       task subset cpu 0 "$command" ;;
     *) # easy and hard examples are the same for every seed
       file+=.npy
       [[ $1 != *-balanced ]] || balanced=(--class-balanced)
-      stage score_el2n.py "${data[@]}" ${FLAGS-} ${SCORE_FLAGS-} "${label[@]}" --out "$scores"
+      stage score_el2n.py "${data[@]}" ${FLAGS-} ${SCORE_FLAGS-} "${noise_flag[@]}" --out "$scores"
       task score gpu $((networks * el2n_steps)) "$command"
       stage make_subset.py "${data[@]}" ${SUBSET_FLAGS-} --select "${1%-*}" "${balanced[@]}" \
         --size "$2" --scores "$scores" --out "$file"
@@ -217,32 +237,42 @@ choose() { # SCHEME SIZE SEED: the subset of one starting point, in curve's sett
 # side, and as many on every GPU. On a core it takes one, but all replicates of a curve of digits,
 # where a process takes as long to start as to train.
 prune_all() {
-  local kind slots count each most=1 n=${#outs[@]} i
+  local kind slots most=1 starts=${#outs[@]} rounds task_count each i end
   SLOTS=$(bash "$here/launch.sh" --slots) || exit
   export SLOTS # launch.sh need not look again
   read -r kind slots <<<"$SLOTS"
   slots=${JOBS:-$slots}
   [[ $preset != digits ]] || most=$(wc -w <<<"$seeds")
   [[ $kind == cpu ]] || most=8
-  count=$(((n + most * slots - 1) / (most * slots) * slots))
-  [[ ${LAUNCHER-} != slurm ]] || count=${JOBS:-$count}
-  each=$(((n + count - 1) / count))
-  for ((i = 0; i < n; i += each)); do
-    commands=() cost=0
-    pretrain $i $((i + each < n ? i + each : n))
+  rounds=$(((starts + most * slots - 1) / (most * slots))) # how often every slot gets a task
+  task_count=$((rounds * slots))
+  [[ ${LAUNCHER-} != slurm ]] || task_count=${JOBS:-$task_count}
+  each=$(((starts + task_count - 1) / task_count))
+  for ((i = 0; i < starts; i += each)); do
+    end=$((i + each < starts ? i + each : starts))
+    pretrain $i $end
     stage "${imp[@]}" "${outs[@]:i:each}"
     task imp gpu $cost "${commands[@]}" "$command"
   done
 }
-pretrain() { # FIRST END: add commands and cost of these starting points; one command for a curve
-  local i from=$1 some words
+pretrain() { # FIRST END: the commands and the cost of these starting points, a command for a curve
+  local i from=$1 count files words
+  commands=() cost=0
   for ((i = $1; i < $2; i++)); do
     cost=$((cost + costs[i]))
-    ((i + 1 == $2)) || [[ ${outs[i]%/*/*} != "${outs[i + 1]%/*/*}" ]] || continue # goes on
-    some=("${subsets[@]:from:i + 1 - from}")
-    [[ ${some[0]} != "${some[-1]}" ]] || some=("${some[0]}") # it serves every seed
-    printf -v words ' %q' ${some:+--subset "${some[@]}"} \
-      --seed "${ids[@]:from:i + 1 - from}" --out "${outs[@]:from:i + 1 - from}"
+    if ((i + 1 < $2)) && [[ ${outs[i]%/*/*} == "${outs[i + 1]%/*/*}" ]]; then
+      continue # the next starting point is of the same curve and joins this command
+    fi
+    count=$((i + 1 - from))
+    files=("${subsets[@]:from:count}")
+    if [[ ! ${files[0]} ]]; then
+      files=() # all training examples
+    elif [[ ${files[0]} == "${files[-1]}" ]]; then
+      files=(--subset "${files[0]}") # one subset serves every seed
+    else
+      files=(--subset "${files[@]}")
+    fi
+    printf -v words ' %q' "${files[@]}" --seed "${ids[@]:from:count}" --out "${outs[@]:from:count}"
     commands+=("${flags[i]}$words")
     from=$((i + 1))
   done
@@ -259,8 +289,11 @@ under() { # START MASKS OUT [FLAG...]: a curve's starting points under the masks
 new_weights() { # FOLDER: new w_0 in it, of the first numbers from 1000 + seed on not in SEEDS
   local seed new used=" $seeds " new_seeds=() files=()
   for seed in $seeds; do
-    for ((new = 1000 + seed; ; new++)); do [[ $used == *" $new "* ]] || break; done
-    used+="$new " new_seeds+=("$new") files+=("$1/seed$seed/rewind.safetensors")
+    new=$((1000 + seed))
+    while [[ $used == *" $new "* ]]; do new=$((new + 1)); done
+    used+="$new "
+    new_seeds+=("$new")
+    files+=("$1/seed$seed/rewind.safetensors")
   done
   stage pretrain.py "${data[@]}" ${FLAGS-} --steps 0 --seed "${new_seeds[@]}" --out "${files[@]}"
 }
