@@ -1,6 +1,6 @@
-"""Say what pruned runs support: accuracy of A minus B, its interval, and a verdict.
+"""Compare pruned runs: accuracy of A minus accuracy of B, its 95% interval, and a verdict.
 
-reads   RUNS_ROOT/**/results.csv, and a level file beside each; paper_curves.json
+reads   RUNS_ROOT/**/results.csv and one level file beside each; paper_curves.json
 writes  OUT/summary.csv (every number that plot.py draws), OUT/verdicts.csv (every comparison, also
         level by level), OUT/summary.md (the tables that are printed)
 
@@ -8,25 +8,34 @@ python verdicts.py runs/cifar10 --figure 2 --paper paper_curves.json --out figur
 python verdicts.py --paper paper_curves.json --figure 2 --preset cifar10 --out figures/paper
 python verdicts.py runs/cifar10 --figure difference controls masks barrier --out figures/masks
 
-Two starting points A and B are compared by accuracy(A) - accuracy(B) in points, averaged over
-levels 1 to the last, with its 95% Student interval over replicates: paired by seed if three or
-more seeds are common, or all of the smaller arm's; else Welch's over all of them. A is
+A curve is the test accuracy of one setting by pruning level; the runs of this setting, one for each
+seed, are its replicates. An experiment is all curves of one preset and one set of images. A panel
+holds the curves of an experiment that are compared with each other: one label noise, one
+pre-training rate, and one number of steps for which subsets were seen.
 
-better      if the interval lies above 0
-worse       if it lies below 0 (worse within margin: and above minus the margin)
-no worse    if it lies above minus the margin
-undecided   otherwise, and always with one replicate
+Two curves A and B are compared by accuracy(A) - accuracy(B) in points, averaged over levels 1 to
+the last, with the 95% interval of Student's t over replicates. Replicates are paired by seed if A
+and B have three or more seeds in common, or all seeds of the one with fewer; replicates without a
+partner are then left out. Otherwise the interval is Welch's over all replicates. The margin is
+--margin, in points. A is
 
-A weakly dominates B (Definition 3.1 of the paper) if it is better or no worse over these levels and
-also over the sparsest third of them, since a mean can hide a collapse there. It is matching (3.2)
-if B is all data for t* steps, trained alike. A published curve counts as replicates that have its
-mean and deviation and whose levels move as one, so that its deviation over levels is never too
-small.
+better               if the interval lies above 0
+worse within margin  if it lies below 0 and above minus the margin
+worse                if it lies below 0, but not above minus the margin
+no worse             if it contains 0 and lies above minus the margin
+undecided            otherwise, and always with one replicate
 
-summary.csv has a row for each picture, panel (its title), curve and level. `order` numbers the
-curves of a panel; a published curve has the order of ours of the same setting. mean and std are
-fractions; difference, low and high are points. For masks and barrier there is a row for each run
-instead, with its folder and its mean accuracy from level 1 on.
+A weakly dominates B (Definition 3.1 of the paper) if the interval lies above minus the margin, over
+these levels and also over the sparsest third of them, since a mean can hide a collapse there. Then
+A is better, no worse, or worse within margin. A is matching (Definition 3.2) if it weakly dominates
+the curve on all data for t* steps that was otherwise trained alike. A published curve counts as
+replicates that have its mean and deviation and whose levels move together, so that the deviation of
+their mean over levels is never too small.
+
+summary.csv has a row for each picture, panel (named by its title), curve and level. `order` numbers
+the curves of a panel; a published curve has the order of our curve of the same setting. mean and
+std are fractions; difference, low and high are points. For the pictures masks and barrier there is
+a row for each run instead, with its folder and its mean accuracy from level 1 on.
 """
 
 import argparse
@@ -40,6 +49,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,9 +57,9 @@ import common
 from common import KEY, InputError
 
 HASHES = ("subset_sha256", "fingerprint", "test_set_sha256", "labels_sha256")
-# settings that are no departure from a preset: names say them, panels part them, or no preset
-# has a usual value
-NOT_IN_PRESETS = (
+# These settings are never reported as departures from the preset: names or panels always show them,
+# or no preset has a value for them. (pretrain_lr, the last of KEY, has one.)
+NEVER_DEPARTURES = (
     *KEY[:4],
     *HASHES,
     "preset",
@@ -60,21 +70,35 @@ NOT_IN_PRESETS = (
     "image_size",
     "same_start",
 )
-# what a curve is in its panel, in the order in which subsets are listed
+# The roles that a curve can have in its panel. Subsets are listed in this order.
 ROLES = ("t*", "t*/2", "init", "random", "easy", "easy, balanced", "hard", "custom")
-# (least and most label noise, A, B, what the paper says of A against B): its section 3, about
-# figures 2 and 3
+
+
+class Statement(NamedTuple):
+    """What the paper says about role A against role B, in a range of label noise."""
+
+    least_noise: float
+    most_noise: float
+    a: str
+    b: str
+    claim: str
+
+
+# The statements are those of section 3 of the paper, about its figures 2 and 3.
 STATEMENTS = (
-    (0, 0, "t*/2", "t*", "worse"),
-    (0, 0, "init", "t*/2", "worse"),
-    (0, 0, "random", "t*/2", "no worse"),
-    (0, 0, "easy", "t*", "no worse"),
-    (0, 0, "hard", "t*/2", "worse"),
-    (0, 0, "hard", "random", "worse"),
-    *((0.01, 1, "easy", other, "better") for other in ("t*", "t*/2", "init", "random")),
-    (0.5, 1, "init", "t*", "no worse"),
-    (0.5, 1, "init", "t*/2", "no worse"),
-    (0.5, 1, "random", "init", "no better"),
+    Statement(0, 0, "t*/2", "t*", "worse"),
+    Statement(0, 0, "init", "t*/2", "worse"),
+    Statement(0, 0, "random", "t*/2", "no worse"),
+    Statement(0, 0, "easy", "t*", "no worse"),
+    Statement(0, 0, "hard", "t*/2", "worse"),
+    Statement(0, 0, "hard", "random", "worse"),
+    Statement(0.01, 1, "easy", "t*", "better"),
+    Statement(0.01, 1, "easy", "t*/2", "better"),
+    Statement(0.01, 1, "easy", "init", "better"),
+    Statement(0.01, 1, "easy", "random", "better"),
+    Statement(0.5, 1, "init", "t*", "no worse"),
+    Statement(0.5, 1, "init", "t*/2", "no worse"),
+    Statement(0.5, 1, "random", "init", "no better"),
 )
 
 
@@ -83,89 +107,125 @@ STATEMENTS = (
 
 @dataclass(eq=False)
 class Curve:
-    """What one setting reached: test accuracy in % of every replicate, by IMP level."""
+    """The test accuracy of one setting by pruning level, for each of its replicates.
 
-    settings: dict  # what its replicates share, of the recipe and of imp.py
-    remaining: np.ndarray  # [levels] fraction of weights
-    accuracy: dict = field(default_factory=dict)  # {seed: [levels that this replicate has reached]}
-    diverged: dict = field(default_factory=dict)  # {seed: where its loss was not finite}
-    subsets: set = field(default_factory=set)  # sha256 of its replicates' subsets
-    folders: dict = field(default_factory=dict)  # {seed: folder of the run}
+    settings           what the replicates share: the recipe and the settings of imp.py
+    weights_remaining  [levels], the fraction of weights that a level trains
+    accuracy           {seed: [levels] in %}, for the levels that the replicate has finished
+    diverged           {seed: a text that says where its loss was not finite}
+    subsets            the sha256 of each subset that a replicate was pre-trained on
+    folders            {seed: folder of the run}
+    published          True for a curve of the paper
+    name_suffix        the end of its name, which tells it apart from curves of the same key
+    counterpart        the published curve of the same setting, or None
+    """
+
+    settings: dict
+    weights_remaining: np.ndarray
+    accuracy: dict = field(default_factory=dict)
+    diverged: dict = field(default_factory=dict)
+    subsets: set = field(default_factory=set)
+    folders: dict = field(default_factory=dict)
     published: bool = False
-    variant: str = ""  # in the name: what tells it apart from curves of the same key
-    twin: "Curve | None" = None  # the published curve of the same setting
+    name_suffix: str = ""
+    counterpart: "Curve | None" = None
 
     def __post_init__(self) -> None:
-        # scheme: init, all, random, easy, hard or custom; size: examples or None; noise: share of
-        # random labels; rate: of the pre-training steps
-        self.key = tuple(self.settings[key] for key in KEY)
-        self.scheme, self.size, self.step, self.noise, self.rate = self.key
-        # sha256 of labels of a user's own, which stand in place of label noise; "": none
+        self.key = tuple(self.settings[name] for name in KEY)
+        # scheme is init, all, random, easy, hard or custom. size is a number of examples, or None
+        # for all data. steps and rate are those of pre-training. noise is the share of random
+        # labels.
+        self.scheme, self.size, self.steps, self.noise, self.rate = self.key
+        # A user's own labels stand in place of label noise; this is their sha256.
         self.labels = self.settings.get("labels_sha256") or ""
         self.departures = departures(self.settings)
         self.imp_settings = imp_settings(self.settings)
-        # the starting point whose masks it has; None: its own
+        # This names the starting point whose masks the runs were trained under; None stands for
+        # their own masks.
         self.masks = self.settings.get("masks")
 
     @property
     def name(self) -> str:
         if self.scheme == "init":
-            return "no pre-training" + self.variant
-        examples = "all data" if self.size is None else f"{self.scheme} {self.size}"
-        return f"{examples}, {self.step} steps{self.variant}"
+            return "no pre-training" + self.name_suffix
+        examples = "all data"
+        if self.size is not None:
+            examples = f"{self.scheme} {self.size}"
+        return f"{examples}, {self.steps} steps{self.name_suffix}"
 
     @cached_property
-    def levels(self) -> list[np.ndarray]:
-        """By level, the accuracies of the replicates that have reached it."""
-        reached = self.accuracy.values()
-        return [np.array([a[n] for a in reached if n < len(a)]) for n in range(len(self.remaining))]
+    def accuracy_by_level(self) -> list[np.ndarray]:
+        """Return for every level the accuracies in % of the replicates that have finished it."""
+        by_level = []
+        for level in range(len(self.weights_remaining)):
+            replicates = self.accuracy.values()
+            by_level.append(np.array([row[level] for row in replicates if level < len(row)]))
+        return by_level
 
     @cached_property
-    def n(self) -> np.ndarray:
-        return np.array([len(values) for values in self.levels])
+    def replicate_count(self) -> np.ndarray:
+        """Return [levels], how many replicates have finished each level."""
+        return np.array([len(values) for values in self.accuracy_by_level])
 
     @cached_property
     def mean(self) -> np.ndarray:
-        return np.array([np.mean(values) for values in self.levels])
+        """Return [levels], the mean accuracy in %."""
+        return np.array([np.mean(values) for values in self.accuracy_by_level])
 
     @cached_property
     def std(self) -> np.ndarray:
-        return np.array([deviation(values) for values in self.levels])
+        """Return [levels], the sample standard deviation of the accuracy in %."""
+        return np.array([deviation(values) for values in self.accuracy_by_level])
 
-    def over(self, first: int, last: int) -> dict:
-        """{seed: mean accuracy over levels first to last} of the replicates that have them all."""
-        reached = {
-            seed: values for seed, values in self.accuracy.items() if first <= last < len(values)
-        }
-        return {seed: values[first : last + 1].mean() for seed, values in reached.items()}
+    def mean_over_levels(self, first: int, last: int) -> dict:
+        """Return {seed: mean accuracy in % over levels first to last}.
+
+        Replicates that lack one of these levels are left out.
+        """
+        means = {}
+        for seed, values in self.accuracy.items():
+            if first <= last < len(values):
+                means[seed] = values[first : last + 1].mean()
+        return means
 
 
 def departures(settings: dict) -> dict:
-    """The settings of a curve that its preset has otherwise, or that no preset has."""
-    scheme = settings["scheme"]
-    usual = common.PRESETS.get(settings["preset"], {}) | {
-        "noise_seed": 0,
-        "criterion": "magnitude",
-        "class_balanced": scheme == "random",
-        "score": None if scheme in ("all", "init", "random", "custom") else "el2n",
-    }
+    """Return the settings of a curve, with their values, that differ from those of its preset.
+
+    A setting that no preset has, such as the name of a user's own network, is a departure unless
+    it is None or in NEVER_DEPARTURES.
+    """
+    defaults = default_settings(settings["preset"], settings["scheme"])
+    result = {}
+    for name, value in settings.items():
+        if name in NEVER_DEPARTURES or value is None:
+            continue
+        if value != defaults.get(name):
+            result[name] = value
+    return result
+
+
+def default_settings(preset: str, scheme: str) -> dict:
+    """Return what a preset and our scripts set for a scheme if nothing else is asked for."""
+    defaults = dict(common.PRESETS.get(preset, {}))
+    defaults["noise_seed"] = 0
+    defaults["criterion"] = "magnitude"
+    defaults["class_balanced"] = scheme == "random"
+    defaults["score"] = "el2n"
+    if scheme in ("all", "init", "random", "custom"):
+        defaults["score"] = None
     if scheme == "init":
-        usual |= common.NO_PRETRAINING
-    asked = {
-        key: value
-        for key, value in settings.items()
-        if key not in NOT_IN_PRESETS and value is not None
-    }
-    return {key: value for key, value in asked.items() if value != usual.get(key)}
+        defaults |= common.NO_PRETRAINING
+    return defaults
 
 
 def imp_settings(settings: dict) -> dict:
-    """All settings but those of pre-training: curves that share them are pruned alike."""
-    return {key: value for key, value in settings.items() if key not in common.PRETRAINING}
+    """Return all settings but those of pre-training: curves that share them are pruned alike."""
+    return {name: value for name, value in settings.items() if name not in common.PRETRAINING}
 
 
 def deviation(values: np.ndarray) -> float:
-    """The sample standard deviation; NaN of fewer than two values."""
+    """Return the sample standard deviation; it is NaN for fewer than two values."""
     return values.std(ddof=1) if len(values) > 1 else np.nan
 
 
@@ -173,194 +233,322 @@ def deviation(values: np.ndarray) -> float:
 
 
 def name_curves(curves: list[Curve]) -> dict:
-    """Name the curves of an experiment; returns the departures from their preset that no name says.
+    """Give the curves of an experiment names that differ; return the departures they all share.
 
-    A name has scheme, size, steps, and departures that not all share. Curves still called the same
-    say in what they differ, and if in nothing but what was drawn, four digits of its hash.
+    A name says scheme, size and steps. It goes on with the departures from the preset, except for
+    those that all curves share. Curves that still have equal names also say in what they differ. No
+    name depends on the order of the curves.
     """
-    differ = differing_settings(curves)
-    for c in curves:
-        c.variant = "".join(in_name(c, key) for key in c.departures if key in differ)
-    # before any name grows: else what is alike would depend on the order of the curves
-    alike = {c: [o for o in curves if (o.key, o.name) == (c.key, c.name)] for c in curves}
-    for c, others in alike.items():
-        c.variant += "".join(in_name(c, key) for key in telling_apart(c, others, differ))
-    unsaid = {}
-    for c in curves:
-        for key, value in c.departures.items():
-            if key in differ:  # names say it
-                continue
-            if all(o.settings[key] == value for o in curves if o.step):
-                unsaid[key] = value
-    return unsaid
+    varying = varying_settings(curves)
+    for curve in curves:
+        for name in curve.departures:
+            if name in varying:
+                curve.name_suffix += name_part(curve, name)
+    tell_equal_names_apart(curves, varying)
+    return shared_departures(curves, varying)
 
 
-def differing_settings(curves: list[Curve]) -> set[str]:
-    """The settings beside KEY in which any two curves differ."""
-    differ = set()
-    for a, b in itertools.product(curves, curves):
-        for key in a.settings.keys() - {*KEY}:
-            if a.settings[key] != b.settings.get(key):
-                differ.add(key)
-    return differ
+def varying_settings(curves: list[Curve]) -> set[str]:
+    """Return the settings, except for those of KEY, that are not the same in all curves."""
+    varying = set()
+    first = curves[0].settings
+    for curve in curves:
+        for name in first | curve.settings:
+            if first.get(name) != curve.settings.get(name):
+                varying.add(name)
+    return varying - set(KEY)
 
 
-def telling_apart(c: Curve, others: list[Curve], differ: set[str]) -> list[str]:
-    """The settings in which a curve differs from others of its name; hashes only if no other."""
-    keys = []
-    for key in sorted(differ):
-        if any(o.settings.get(key) != c.settings.get(key) for o in others):
-            keys.append(key)
-    return [key for key in keys if key not in HASHES] or keys
+def tell_equal_names_apart(curves: list[Curve], varying: set[str]) -> None:
+    """Lengthen the names of curves that have the same name by the settings in which they differ."""
+    groups = {}
+    for curve in curves:
+        groups.setdefault((curve.key, curve.name), []).append(curve)
+    # All groups are complete before the first name grows, since a group consists of equal names.
+    for group in groups.values():
+        for curve in group:
+            for name in distinguishing_settings(curve, group, varying):
+                curve.name_suffix += name_part(curve, name)
 
 
-def in_name(c: Curve, key: str) -> str:
-    """A setting as a curve's name says it."""
-    value = c.settings.get(key)
+def distinguishing_settings(curve: Curve, group: list[Curve], varying: set[str]) -> list[str]:
+    """Return the settings in which a curve differs from others of a group.
+
+    Hashes say little to a reader, so they are left out unless nothing else differs.
+    """
+    names = []
+    for name in sorted(varying):
+        value = curve.settings.get(name)
+        if any(other.settings.get(name) != value for other in group):
+            names.append(name)
+    return [name for name in names if name not in HASHES] or names
+
+
+def name_part(curve: Curve, name: str) -> str:
+    """Return a setting as the name of a curve says it, or "" if the curve does not have it."""
+    value = curve.settings.get(name)
     if value is None:
         return ""
     if value is True:
-        return f", {key.removeprefix('class_')}"
-    return f", #{value[:4]}" if key in HASHES else f", {key}={value}"
+        return f", {name.removeprefix('class_')}"
+    if name in HASHES:
+        return f", #{value[:4]}"
+    return f", {name}={value}"
+
+
+def shared_departures(curves: list[Curve], varying: set[str]) -> dict:
+    """Return the departures from the preset that all curves share, so that no name says them.
+
+    Curves without pre-training do not count here, since settings of pre-training mean nothing to
+    them.
+    """
+    pretrained = [curve for curve in curves if curve.steps]
+    shared = {}
+    for curve in curves:
+        for name, value in curve.departures.items():
+            if name in varying:
+                continue
+            if all(other.settings[name] == value for other in pretrained):
+                shared[name] = value
+    return shared
 
 
 # ------------------------------------------------------------ reading
 
 
-def read_run(folder: Path) -> tuple[int, dict, str | None, np.ndarray, np.ndarray]:
-    """A run's seed, settings its replicates share, subset's sha256, weights left, accuracy in %."""
+@dataclass
+class Run:
+    """What the folder of one run says.
+
+    settings           what the run shares with the other replicates of its curve
+    weights_remaining  [levels], fractions
+    accuracy           [levels], test accuracy in %
+    """
+
+    seed: int
+    settings: dict
+    subset_sha256: str | None
+    weights_remaining: np.ndarray
+    accuracy: np.ndarray
+
+
+def read_run(folder: Path) -> Run:
+    """Read results.csv and one level file of a folder that imp.py wrote.
+
+    One level file is enough, so that a user need not copy the other large ones along. Raises
+    InputError if there is none, if another version made it, or if its row is not that of
+    results.csv, which would mean that the two files are not of the same run.
+    """
     path = folder / "results.csv"
-    with common.reading(path), open(path, newline="") as f:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
-        drawn = [(row["level"], row["weights_remaining"], row["test_accuracy"]) for row in rows]
-        level, remaining, accuracy = np.array(drawn).T
-        if [*level] != [*range(len(rows))] or not np.isfinite(drawn).all():
-            raise ValueError("a level is missing, or a number")
-    files = sorted(folder.glob("level*.safetensors"))
-    if not files:
-        raise InputError(f"{path}: no level file beside it says what was trained")
-    file = files[0]  # the others need not be copied along
-    info = common.load_info(file)
-    with common.reading(file):
-        common.check_version(file, info["recipe"])
+    rows = read_results(path)
+    level_files = sorted(folder.glob("level*.safetensors"))
+    if not level_files:
+        raise InputError(f"{path}: there is no level file beside it that says what was trained")
+    level_file = level_files[0]
+    info = common.load_info(level_file)
+    with common.reading(level_file):
+        common.check_version(level_file, info["recipe"])
         level = info["row"]["level"]
         if info["row"] != rows[level]:
-            raise InputError(f"{path}: its level {level} is not that of {file.name}")
+            raise InputError(f"{path}: its level {level} is not that of {level_file.name}")
         seed, settings = common.replicate(info)
-        return seed, settings, info["recipe"]["subset_sha256"], remaining, 100 * accuracy
+        subset = info["recipe"]["subset_sha256"]
+    weights_remaining = np.array([row["weights_remaining"] for row in rows])
+    accuracy = np.array([row["test_accuracy"] for row in rows])
+    return Run(seed, settings, subset, weights_remaining, 100 * accuracy)
+
+
+def read_results(path: Path) -> list[dict[str, float]]:
+    """Read the rows of a results.csv, one for each level from 0 on.
+
+    Raises InputError if a level is missing, if an entry is no number, or if an entry that is used
+    here is not finite.
+    """
+    rows = []
+    with common.reading(path), open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            rows.append({name: float(text) for name, text in row.items()})
+        if not rows:
+            raise ValueError("it has no level")
+        for level, row in enumerate(rows):
+            if row["level"] != level:
+                raise ValueError(f"level {level} is missing")
+            if not np.isfinite([row["weights_remaining"], row["test_accuracy"]]).all():
+                raise ValueError(f"a number of level {level} is not finite")
+    return rows
 
 
 def read_runs(root: Path) -> dict[str, list[Curve]]:
-    """{experiment: curves} of the runs under root.
+    """Read the runs in a folder and below it; return {experiment: its curves}.
 
-    An experiment has one preset, one training set and one test set.
+    An experiment has one preset, one training set and one test set. Raises InputError if there are
+    no runs.
     """
     curves = group_into_curves(root)
     attach_divergences(root, curves)
-    experiments = by_experiment([c for c in curves if c.accuracy])
+    experiments = by_experiment(curves)
     if not experiments:
-        raise InputError(f"{root}: no folder with a results.csv that has results to draw")
-    for name, of_one in experiments.items():
-        usual = common.PRESETS.get(of_one[0].settings["preset"], {})
-        unsaid = []
-        for key, value in name_curves(of_one).items():
-            unsaid.append(f"{key} {value}" + (f" (preset: {usual[key]})" if key in usual else ""))
-        if unsaid:
-            print(f"note: {name} departs from the paper's setting: {'; '.join(unsaid)}")
+        raise InputError(f"{root}: no folder in it has a results.csv of a run to compare")
+    for name, members in experiments.items():
+        note_departures(name, members[0].settings["preset"], name_curves(members))
     return experiments
 
 
+def note_departures(experiment: str, preset: str, shared: dict) -> None:
+    """Print the departures from the preset that all curves of an experiment share, if any."""
+    defaults = common.PRESETS.get(preset, {})
+    texts = []
+    for name, value in shared.items():
+        text = f"{name} {value}"
+        if name in defaults:
+            text += f" (preset: {defaults[name]})"
+        texts.append(text)
+    if texts:
+        print(f"note: {experiment} departs from the paper's setting: {'; '.join(texts)}")
+
+
 def group_into_curves(root: Path) -> list[Curve]:
-    """A curve for each setting; its replicates are the runs that have it."""
-    curves, reordered = {}, 0
+    """Read all runs below a folder; return a curve for each setting, with its replicates."""
+    curves = {}
+    reordered = 0
     for path in common.find_files(root, "results.csv"):
-        seed, settings, subset, remaining, accuracy = read_run(path.parent)
-        key = json.dumps(settings, sort_keys=True)
-        c = curves.setdefault(key, Curve(settings, remaining))
-        if settings.get("order_seed") is not None:
+        run = read_run(path.parent)
+        if run.settings.get("order_seed") is not None:
             reordered += 1
-        elif seed in c.accuracy:
-            print(f"note: {path.parent} repeats seed {seed} of its setting and is left out")
-        else:
-            c.remaining = max(c.remaining, remaining, key=len)
-            c.accuracy[seed], c.folders[seed] = accuracy, path.parent
-            c.subsets.add(subset)
+            continue
+        key = json.dumps(run.settings, sort_keys=True)
+        if key not in curves:
+            curves[key] = Curve(run.settings, run.weights_remaining)
+        add_replicate(curves[key], run, path.parent)
     if reordered:
         print(f"note: {reordered} runs under a batch order of their own are for connectivity.py")
     return [*curves.values()]
 
 
+def add_replicate(curve: Curve, run: Run, folder: Path) -> None:
+    """Add a run to the curve of its setting, unless the curve has a replicate of its seed."""
+    if run.seed in curve.accuracy:
+        print(f"note: {folder} repeats seed {run.seed} of its setting and is left out")
+        return
+    curve.weights_remaining = max(curve.weights_remaining, run.weights_remaining, key=len)
+    curve.accuracy[run.seed] = run.accuracy
+    curve.folders[run.seed] = folder
+    curve.subsets.add(run.subset_sha256)
+
+
 def attach_divergences(root: Path, curves: list[Curve]) -> None:
-    """Note of every replicate whose loss was not finite where that was."""
+    """Read every diverged.json below a folder and enter the replicate in the curves it belongs to.
+
+    When pre-training diverged, the settings of imp.py are not known; the replicate then belongs to
+    every curve that agrees with the settings that are known.
+    """
     for path in common.find_files(root, "diverged.json"):
         with common.reading(path):
-            told = json.loads(path.read_text())
-            common.check_version(path, told["recipe"])
-            seed, shared = common.replicate(told["settings"] | {"recipe": told["recipe"]})
-            where = "pre-training" if told["level"] is None else f"level {told['level']}"
-            where = f"diverged in {where}, step {told['step']}"
-        print(f"note: {path.parent} {where}")
-        # of pre-training that diverged, the settings of imp.py are not known
-        for c in curves:
-            if shared.items() <= c.settings.items():
-                c.diverged[seed] = where
+            info = json.loads(path.read_text())
+            common.check_version(path, info["recipe"])
+            seed, settings = common.replicate(info["settings"] | {"recipe": info["recipe"]})
+            stage = "pre-training"
+            if info["level"] is not None:
+                stage = f"level {info['level']}"
+            place = f"diverged in {stage}, step {info['step']}"
+        print(f"note: {path.parent} {place}")
+        for curve in curves:
+            if settings.items() <= curve.settings.items():
+                curve.diverged[seed] = place
 
 
 def by_experiment(curves: list[Curve]) -> dict[str, list[Curve]]:
-    """{experiment: its curves}, the name from preset, data set and, if need be, images."""
+    """Sort curves into experiments; return {name of the experiment: its curves}.
+
+    The name is made of preset and data set. If two experiments of one name have other images, four
+    digits of a hash tell them apart.
+    """
+    groups = {}
+    for curve in curves:
+        groups.setdefault((experiment_name(curve), images_hash(curve)), []).append(curve)
+        note_shared_subsets(curve)
+    names = [name for name, _ in groups]
     experiments = {}
-    for c in curves:
-        preset, dataset = (f"{c.settings.get(key)}" for key in ("preset", "dataset"))
-        usual = common.PRESETS.get(preset, {}).get("dataset")
-        name = preset if dataset == usual else f"{preset}-{dataset}"
-        hashes = [f"{c.settings.get(key)}" for key in ("fingerprint", "test_set_sha256")]
-        images = common.sha256(*(text.encode() for text in hashes))
-        experiments.setdefault((name, images), []).append(c)
-        if c.size and not c.settings["subset_sha256"] and len(c.subsets) < len(c.accuracy):
-            print(f"note: {c.name}: {len(c.accuracy)} seeds share {len(c.subsets)} subset(s)")
-    names = [name for name, _ in experiments]
-    named = {}
-    for (name, images), of_one in sorted(experiments.items()):
-        which = f"-{images[:4]}" if names.count(name) > 1 else ""
-        named[re.sub(r"[^\w-]", "_", name + which)] = of_one
-    return named
+    for name, images in sorted(groups):
+        ending = f"-{images[:4]}" if names.count(name) > 1 else ""
+        # Files are named for experiments, so only characters that are safe in a name are kept.
+        safe_name = re.sub(r"[^\w-]", "_", name + ending)
+        experiments[safe_name] = groups[name, images]
+    return experiments
+
+
+def experiment_name(curve: Curve) -> str:
+    """Return the preset of a curve, and its data set unless that is the preset's own."""
+    preset = str(curve.settings.get("preset"))
+    dataset = str(curve.settings.get("dataset"))
+    if dataset == common.PRESETS.get(preset, {}).get("dataset"):
+        return preset
+    return f"{preset}-{dataset}"
+
+
+def images_hash(curve: Curve) -> str:
+    """Return a hash that is the same for curves of the same training set and test set."""
+    training_set = str(curve.settings.get("fingerprint"))
+    test_set = str(curve.settings.get("test_set_sha256"))
+    return common.sha256(training_set.encode(), test_set.encode())
+
+
+def note_shared_subsets(curve: Curve) -> None:
+    """Print a note if chance chose the subsets of a curve, yet some replicates have the same."""
+    chosen_by_chance = curve.size and not curve.settings["subset_sha256"]
+    seeds, subsets = len(curve.accuracy), len(curve.subsets)
+    if chosen_by_chance and subsets < seeds:
+        print(f"note: {curve.name}: {seeds} seeds share {subsets} subset(s)")
 
 
 def read_published(path: Path, last: int = 0) -> dict[str, list[Curve]]:
-    """The paper's curves by preset, down to the deepest level it draws, or to level `last`.
+    """Read the curves of the paper; return {preset: its curves}.
 
-    No two curves share a replicate. 'dense' is level 0 of all data, and left out.
+    They reach down to the deepest level that the paper draws, or to level `last` if that is deeper.
+    The curves named dense are level 0 of all data, so they are left out. Raises InputError if the
+    file is not one such as paper_curves.json.
     """
     presets = {}
     with common.reading(path):
-        for c in json.loads(path.read_text())["curves"]:
-            if c["scheme"] == "dense":
+        for entry in json.loads(path.read_text())["curves"]:
+            if entry["scheme"] == "dense":
                 continue
-            preset = common.PRESETS[c["dataset"]]
-            levels = slice(1 + max(preset["levels"], last))
-            remaining, mean, std = (
-                np.array(c[key][levels]) for key in ("weights_remaining", "mean", "std")
-            )
-            settings = {"preset": c["dataset"], "pretrain_lr": preset["pretrain_lr"]}
-            if c["rewind_step"]:
-                settings |= {key: c[key] for key in KEY[:4]}
-            else:
-                settings |= common.NO_PRETRAINING
-            made_up = 100 * pseudo_replicates(mean, std, c["replicates"])
-            seeds = [(*map(str, settings.values()), k) for k in range(c["replicates"])]
-            curve = Curve(settings, remaining, dict(zip(seeds, made_up)), published=True)
-            # no pre-training is repeated at each label noise, the same runs
-            presets.setdefault(c["dataset"], {})[curve.key] = curve
+            curve = published_curve(entry, last)
+            # The file repeats the curve without pre-training at every label noise; these are the
+            # same runs, so one of them is kept.
+            presets.setdefault(entry["dataset"], {})[curve.key] = curve
     return {name: [*curves.values()] for name, curves in presets.items()}
 
 
-def pseudo_replicates(mean: np.ndarray, std: np.ndarray, n: int) -> np.ndarray:
-    """[n, levels] of exactly these means and deviations (ddof 0): the paper prints no more.
+def published_curve(entry: dict, last: int) -> Curve:
+    """Return the curve of one entry of paper_curves.json, down to a level as in read_published."""
+    preset = common.PRESETS[entry["dataset"]]
+    levels = slice(1 + max(preset["levels"], last))
+    weights_remaining = np.array(entry["weights_remaining"][levels])
+    mean = np.array(entry["mean"][levels])
+    std = np.array(entry["std"][levels])
+    settings = {"preset": entry["dataset"], "pretrain_lr": preset["pretrain_lr"]}
+    if entry["rewind_step"]:
+        settings |= {name: entry[name] for name in KEY[:4]}
+    else:
+        settings |= common.NO_PRETRAINING
+    count = entry["replicates"]
+    # We do not know which replicates of two published curves are pairs. A seed that contains the
+    # settings equals no seed of another curve, so compare() takes Welch's interval.
+    setting = tuple(str(value) for value in settings.values())
+    seeds = [(*setting, k) for k in range(count)]
+    accuracy = 100 * pseudo_replicates(mean, std, count)
+    return Curve(settings, weights_remaining, dict(zip(seeds, accuracy)), published=True)
 
-    Their levels move as one. So their mean over levels deviates by the levels' mean deviation,
-    never less than the real one.
+
+def pseudo_replicates(mean: np.ndarray, std: np.ndarray, count: int) -> np.ndarray:
+    """Return [count, levels] that have exactly this mean and deviation (ddof 0); count > 1.
+
+    The paper gives only these two. The levels of a pseudo-replicate move together. The deviation
+    of its mean over levels is then the mean deviation of the levels, which is never less than the
+    real one.
     """
-    z = np.arange(n) - (n - 1) / 2
+    z = np.arange(count) - (count - 1) / 2
     return mean + std * (z / z.std())[:, None]
 
 
@@ -369,164 +557,290 @@ def pseudo_replicates(mean: np.ndarray, std: np.ndarray, n: int) -> np.ndarray:
 
 @dataclass
 class Panel:
-    """Curves to compare: all data for t* and t*/2 steps, no pre-training, subsets for t*/2."""
+    """Curves to compare: all data for t* and t*/2 steps, no pre-training, subsets for t*/2 steps.
+
+    noise         share of random labels
+    labels        the sha256 of a user's own labels, or ""
+    rate          pre-training rate
+    steps         for how many steps subsets were seen; None in a panel without subsets
+    t_star        for how many steps the reference saw all data
+    claimed_size  the size of the subsets about which the paper makes its statements; None if these
+                  are not about this panel
+    """
 
     noise: float
-    labels: str  # sha256 of a user's own, or ""
+    labels: str
     rate: float
-    step: int | None  # of its subsets; None: all data only
+    steps: int | None
     t_star: int
     curves: list[Curve]
     title: str
-    claimed: int | None  # size of the subsets that the paper speaks about; None: not of these steps
+    claimed_size: int | None
 
     def __post_init__(self) -> None:
-        self.sizes = sorted({c.size for c in self.curves} - {None})
-        self.remaining = max((c.remaining for c in self.curves), key=len)
-        self.whole = [c for c in self.curves if self.role(c) == "t*"]  # all data for t* steps
+        self.sizes = sorted({curve.size for curve in self.curves} - {None})
+        # The deepest curve has the weights remaining at all levels.
+        self.weights_remaining = max((curve.weights_remaining for curve in self.curves), key=len)
+        # The references are the curves on all data for t* steps, pruned in one way or another.
+        self.references = [curve for curve in self.curves if self.role(curve) == "t*"]
 
-    def role(self, c: Curve) -> str:
-        """t*, t*/2, init, other (steps on all data), or a subset's scheme, balanced if easy."""
-        if c.size is None:
-            return {self.t_star: "t*", self.t_star / 2: "t*/2", 0: "init"}.get(c.step, "other")
-        if c.scheme == "easy" and c.settings.get("class_balanced"):
-            return "easy, balanced"
-        return c.scheme
+    def role(self, curve: Curve) -> str:
+        """Return what a curve is in this panel: one of ROLES, or a scheme of a user's own.
 
-    def reference(self, c: Curve) -> Curve | None:
-        """All data for t* steps, else trained alike.
-
-        A matching c weakly dominates it (paper, section 3).
+        All data for another number of steps are "other".
         """
-        alike = [o for o in self.whole if o is not c and o.imp_settings == c.imp_settings]
-        return alike[0] if alike else None
+        if curve.size is not None:
+            balanced = curve.scheme == "easy" and curve.settings.get("class_balanced")
+            return "easy, balanced" if balanced else curve.scheme
+        if curve.steps == 0:
+            return "init"
+        if curve.steps == self.t_star:
+            return "t*"
+        if curve.steps == self.t_star / 2:
+            return "t*/2"
+        return "other"
 
-    def only(self, size: int | None) -> "Panel":
-        return replace(self, curves=[c for c in self.curves if c.size in (None, size)])
+    def reference(self, curve: Curve) -> Curve | None:
+        """Return the curve on all data for t* steps that is pruned like this one, or None.
+
+        A curve that weakly dominates its reference is matching (section 3 of the paper).
+        """
+        for reference in self.references:
+            if reference is not curve and reference.imp_settings == curve.imp_settings:
+                return reference
+        return None
+
+    def only_size(self, size: int | None) -> "Panel":
+        """Return the panel without the subsets of other sizes."""
+        kept = [curve for curve in self.curves if curve.size in (None, size)]
+        return replace(self, curves=kept)
+
+
+class PanelKey(NamedTuple):
+    """What the curves of a panel have in common, under the names of Panel."""
+
+    noise: float
+    labels: str
+    rate: float
+    steps: int | None
 
 
 def make_panels(curves: list[Curve], preset: str) -> list[Panel]:
-    """A panel for each label noise, labels of a user's own, rate and steps of subsets.
+    """Return the panels of an experiment.
 
-    And one for each label noise, labels and rate with more steps on all data.
+    There is a panel for every label noise, user's own labels, pre-training rate and number of steps
+    for which subsets were seen. Where all data were seen for yet more numbers of steps, a panel
+    without subsets follows. Raises InputError if every run is under the masks of another.
     """
-    curves = [c for c in curves if not c.masks]
-    if not curves:
+    own_masks = [curve for curve in curves if not curve.masks]
+    if not own_masks:
         raise InputError(
             "every run is under the masks of another; name a folder that has those too"
         )
-    keys = panel_keys(curves)
-    several_rates = len({rate for *_, rate, _ in keys}) > 1
-    panels = []
-    for noise, labels, rate, step in keys or [(0.0, "", 0.0, None)]:
-        same = (noise, labels, rate)
-        near = [c for c in curves if c.scheme == "init" or (c.noise, c.labels, c.rate) == same]
-        t_star = reference_steps(near, step, preset)
-        title = [f"{step} steps"] if step else []
-        if several_rates or not step:
-            title.append(f"pre-training rate {rate}")
-        if noise:
-            title.append(f"{percent(noise)} random labels")
-        if labels:
-            title.append(f"labels #{labels[:4]}")
-        # the paper has no labels but clean and random ones
-        of_paper = t_star == preset_t_star(preset) and not labels
-        claimed = claimed_size(preset, noise) if of_paper else None
-        shown = in_order(near, step, t_star)
-        panels.append(Panel(noise, labels, rate, step, t_star, shown, ", ".join(title), claimed))
-    return panels
+    keys = panel_keys(own_masks)
+    several_rates = len({key.rate for key in keys}) > 1
+    return [make_panel(key, own_masks, preset, several_rates) for key in keys]
 
 
-def claimed_size(preset: str, noise: float) -> int | None:
-    """The subset size of the paper's statements; those under label noise are about CIFAR-10."""
+def panel_keys(curves: list[Curve]) -> list[PanelKey]:
+    """Return the key of every panel that these curves need, those with subsets first."""
+    with_subsets = set()
+    covered = set()
+    for curve in curves:
+        if curve.size is not None:
+            key = key_of_panel(curve)
+            with_subsets.add(key)
+            covered |= {key, key._replace(steps=2 * curve.steps)}
+    whole = set()
+    for curve in curves:
+        key = key_of_panel(curve)
+        if curve.steps and key not in covered:
+            whole.add(key._replace(steps=None))
+    keys = sorted(with_subsets) + sorted(whole)
+    # Curves without pre-training alone have no label noise and no rate.
+    return keys or [PanelKey(0.0, "", 0.0, None)]
+
+
+def key_of_panel(curve: Curve) -> PanelKey:
+    return PanelKey(curve.noise, curve.labels, curve.rate, curve.steps)
+
+
+def make_panel(key: PanelKey, curves: list[Curve], preset: str, several_rates: bool) -> Panel:
+    """Return the panel of a key, with those of the curves that belong to it."""
+    related = []
+    for curve in curves:
+        # Without pre-training no labels are seen, so these curves are in every panel.
+        if curve.scheme == "init" or key_of_panel(curve)[:3] == key[:3]:
+            related.append(curve)
+    t_star = reference_steps(related, key.steps, preset)
+    # The paper has no labels of a user's own, and other steps are not those of its statements.
+    claimed_size = None
+    if t_star == preset_t_star(preset) and not key.labels:
+        claimed_size = size_of_statements(preset, key.noise)
+    ordered = curves_in_order(related, key.steps, t_star)
+    return Panel(*key, t_star, ordered, panel_title(key, several_rates), claimed_size)
+
+
+def panel_title(key: PanelKey, several_rates: bool) -> str:
+    """Return what tells a panel apart from others of its experiment."""
+    words = []
+    if key.steps:
+        words.append(f"{key.steps} steps")
+    if several_rates or not key.steps:
+        words.append(f"pre-training rate {key.rate}")
+    if key.noise:
+        words.append(f"{percent(key.noise)} random labels")
+    if key.labels:
+        words.append(f"labels #{key.labels[:4]}")
+    return ", ".join(words)
+
+
+def size_of_statements(preset: str, noise: float) -> int | None:
+    """Return the size of the subsets about which the paper makes its statements, or None.
+
+    Its statements about label noise are about CIFAR-10.
+    """
     if noise and preset in ("cifar100", "cinic10"):
         return None
-    return common.PRESETS.get(preset, {}).get("noisy_subset_size" if noise else "subset_size")
+    name = "noisy_subset_size" if noise else "subset_size"
+    return common.PRESETS.get(preset, {}).get(name)
 
 
 def preset_t_star(preset: str) -> int | None:
-    """The t* of a preset; None if there is no such preset."""
+    """Return the t* of a preset; it is None if there is no such preset."""
     return common.PRESETS.get(preset, {}).get("t_star")
 
 
 def percent(share: float) -> str:
-    """As precise as titles must be to tell panels apart."""
+    """Return a share in %, with the three digits that titles need to tell panels apart."""
     return f"{100 * share:.3g}%"
 
 
-def panel_keys(curves: list[Curve]) -> list[tuple]:
-    """(label noise, labels, rate, steps of subsets) of every panel; steps None: all data alone."""
-    keys = sorted({(c.noise, c.labels, c.rate, c.step) for c in curves if c.size is not None})
-    with_subsets = set()
-    for *same, step in keys:
-        with_subsets |= {(*same, step), (*same, 2 * step)}
-    more = {(c.noise, c.labels, c.rate, c.step) for c in curves if c.step} - with_subsets
-    return keys + [(*same, None) for same in sorted({key[:3] for key in more})]
+def reference_steps(curves: list[Curve], steps: int | None, preset: str) -> int:
+    """Return the t* of a panel whose subsets were seen for some steps (None: no subsets)."""
+    if steps:
+        # Subsets are seen for t*/2 steps, whatever t* the user has chosen.
+        return 2 * steps
+    available = {curve.steps for curve in curves}
+    t_star = preset_t_star(preset)
+    if t_star in available:
+        return t_star
+    return max(available)
 
 
-def reference_steps(curves: list[Curve], step: int | None, preset: str) -> int:
-    """t* of a panel whose subsets were seen for some steps (None: it has no subsets)."""
-    if step:  # subsets are seen for t*/2 steps, whatever t* a user has chosen
-        return 2 * step
-    t_star = common.PRESETS.get(preset, {}).get("t_star")
-    steps = {c.step for c in curves}
-    return t_star if t_star in steps else max(steps)
+def curves_in_order(curves: list[Curve], steps: int | None, t_star: int) -> list[Curve]:
+    """Return the curves of a panel: all data first, then subsets by size and scheme.
 
-
-def in_order(curves: list[Curve], step: int | None, t_star: int) -> list[Curve]:
-    """The curves of a panel: all data, the reference first; then subsets by size and scheme."""
-    whole = [c for c in curves if c.size is None and (not step or c.step in (0, step, t_star))]
-    whole.sort(key=lambda c: (c.step != t_star, -c.step, c.name))
-    subsets = [c for c in curves if c.size is not None and c.step == step]
-    # other schemes come last
-    subsets.sort(key=lambda c: (c.size, [*ROLES, c.scheme].index(c.scheme), c.variant))
+    The references come before everything else, since `pairs_to_compare` makes the earlier curve of
+    a pair B.
+    """
+    whole = []
+    subsets = []
+    for curve in curves:
+        if curve.size is not None:
+            if curve.steps == steps:
+                subsets.append(curve)
+        elif not steps or curve.steps in (0, steps, t_star):
+            whole.append(curve)
+    whole.sort(key=lambda curve: (curve.steps != t_star, -curve.steps, curve.name))
+    subsets.sort(key=lambda curve: (curve.size, scheme_order(curve.scheme), curve.name_suffix))
     return whole + subsets
 
 
-def as_one(panels: list[Panel]) -> Panel:
-    """All curves in one panel; their names say what else its title would."""
-    curves = [*dict.fromkeys(c for p in panels for c in p.curves)]
-    several = len({c.rate for c in curves if c.step}) > 1
-    for k, c in enumerate(curves):
-        noise = f", {percent(c.noise)} random labels" if c.noise else ""
-        noise += f", labels #{c.labels[:4]}" if c.labels else ""
-        rate = f", rate {c.rate:g}" if several and c.step else ""
-        curves[k] = replace(c, variant=c.variant + noise + rate)
-    return replace(panels[0], curves=curves)
+def scheme_order(scheme: str) -> int:
+    """Return the place of a scheme among subsets; schemes of a user's own come last."""
+    return ROLES.index(scheme) if scheme in ROLES else len(ROLES)
 
 
-def make_controls(curves: list[Curve]) -> list[Panel]:
-    """For every curve under whose masks others were trained: it and those."""
+def merge_panels(panels: list[Panel]) -> Panel:
+    """Return one panel with all curves, whose names now say what the titles said.
+
+    Everything else, t* included, is that of the first panel; roles are those in that panel.
+    """
+    curves = []
+    for panel in panels:
+        curves += panel.curves
+    # A curve without pre-training is in several panels.
+    curves = list(dict.fromkeys(curves))
+    rates = {curve.rate for curve in curves if curve.steps}
+    renamed = []
+    for curve in curves:
+        suffix = curve.name_suffix
+        if curve.noise:
+            suffix += f", {percent(curve.noise)} random labels"
+        if curve.labels:
+            suffix += f", labels #{curve.labels[:4]}"
+        if len(rates) > 1 and curve.steps:
+            suffix += f", rate {curve.rate:g}"
+        renamed.append(replace(curve, name_suffix=suffix))
+    return replace(panels[0], curves=renamed)
+
+
+def make_control_panels(curves: list[Curve]) -> list[Panel]:
+    """Return a panel for each curve under whose masks other runs were trained.
+
+    The panel holds this curve and those runs, which are its controls.
+    """
     panels = []
-    either = {"shuffled": None, "same_start": None}
     for own in curves:
         if own.masks:
             continue
-        wanted = own.imp_settings | {"masks": common.start_name(own.settings)} | either
-        controls = [c for c in curves if c.imp_settings | either == wanted]
-        shown = [own, *controls]
-        t_star = max(c.step if c.size is None else 2 * c.step for c in shown)
-        if controls:
-            title = f"masks of {own.name}"
-            panels.append(Panel(own.noise, own.labels, own.rate, None, t_star, shown, title, None))
+        controls = controls_of(own, curves)
+        if not controls:
+            continue
+        members = [own, *controls]
+        t_star = max(steps_of_all_data(curve) for curve in members)
+        title = f"masks of {own.name}"
+        panels.append(Panel(own.noise, own.labels, own.rate, None, t_star, members, title, None))
     return panels
 
 
-def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
-    """The panels of a figure of the paper, None: all.
+def controls_of(own: Curve, curves: list[Curve]) -> list[Curve]:
+    """Return the curves that were trained under the masks of this one and pruned alike.
 
-    Figures 2 and 3 show its steps and size, else all.
+    The masks may be shuffled, and the starting weights may be the curve's own or new.
     """
-    if figure in (None, "difference"):
+    ignored = {"shuffled": None, "same_start": None}
+    wanted = own.imp_settings | {"masks": common.start_name(own.settings)} | ignored
+    return [curve for curve in curves if (curve.imp_settings | ignored) == wanted]
+
+
+def steps_of_all_data(curve: Curve) -> int:
+    """Return for how many steps all data would be seen beside this curve.
+
+    Subsets are seen for half of the steps for which all data are seen.
+    """
+    return curve.steps if curve.size is None else 2 * curve.steps
+
+
+def panels_of_figure(figure: str, panels: list[Panel], preset: str) -> list[Panel]:
+    """Return the panels that a figure of the paper shows; "all" and "difference" show every panel.
+
+    Figures 2 and 3 show only the steps and the subset size of the paper's statements if the runs
+    have them.
+    """
+    if figure in ("all", "difference"):
         return panels
-    # with random labels they are figures 3 and 7; labels of a user's own are in every figure
-    panels = [p for p in panels if p.sizes and (p.labels or bool(p.noise) == (figure in "37"))]
-    if figure in "56":
-        return panels if (preset == "cinic10") == (figure == "6") else []
-    if figure in "23":
-        panels = [p for p in panels if p.claimed] or panels
-        panels = [p.only(p.claimed) if p.claimed in p.sizes else p for p in panels]
-    return panels
+    # Figures 3 and 7 are those with random labels. Labels of a user's own are in every figure.
+    noisy = figure in ("3", "7")
+    fitting = []
+    for panel in panels:
+        if panel.sizes and (panel.labels or (panel.noise > 0) == noisy):
+            fitting.append(panel)
+    if figure in ("5", "6"):
+        # Figure 6 is figure 5 for CINIC-10.
+        return fitting if (preset == "cinic10") == (figure == "6") else []
+    if figure in ("2", "3"):
+        claimed = [panel for panel in fitting if panel.claimed_size]
+        return [only_claimed_size(panel) for panel in claimed or fitting]
+    return fitting
+
+
+def only_claimed_size(panel: Panel) -> Panel:
+    """Return the panel with subsets of the size of the paper's statements alone, if it has them."""
+    if panel.claimed_size in panel.sizes:
+        return panel.only_size(panel.claimed_size)
+    return panel
 
 
 # ------------------------------------------------------------ comparison
@@ -534,9 +848,14 @@ def choose(figure: str | None, panels: list[Panel], preset: str) -> list[Panel]:
 
 @dataclass
 class Comparison:
-    """D = mean over levels of accuracy(A) - accuracy(B), in points, and its 95% interval.
+    """The mean over levels first to last of accuracy(A) - accuracy(B), with its 95% interval.
 
-    What is unknown is NaN.
+    replicates  how many there are, in words: "3 paired", or "4 and 3"
+    difference  in points; NaN if A or B has no replicate with these levels
+    low, high   the ends of the interval in points; NaN with one replicate
+    without     the replicates that lack some of the levels, and why
+    by_level    the comparison at every level; empty if this is one of them
+    sparsest    the comparison over the sparsest third of the levels; None if this is a part itself
     """
 
     a: Curve
@@ -547,42 +866,50 @@ class Comparison:
     difference: float
     low: float
     high: float
-    without: str = ""  # which replicates, and why
-    each: "list[Comparison]" = ()  # level by level
-    sparse: "Comparison | None" = None  # over the sparsest third of them
+    without: str = ""
+    by_level: "list[Comparison]" = field(default_factory=list)
+    sparsest: "Comparison | None" = None
+
+    @property
+    def levels(self) -> str:
+        if self.last > self.first:
+            return f"{self.first}-{self.last}"
+        return f"{self.last}"
 
 
 def compare(a: Curve, b: Curve, first: int = 1, last: int | None = None) -> Comparison:
-    """A against B over levels first to last (default: all that both have reached).
+    """Compare A with B over levels first to last (default: the deepest level that both have).
 
-    Student's 95% interval, paired by seed if three or more seeds are common, or all of the smaller
-    arm's; else Welch's over all. Replicates that lack levels are left out.
+    Replicates that lack some of these levels are left out. The others are paired by seed if A and B
+    have three or more seeds in common, or all seeds of the one with fewer; those without a partner
+    are then left out too. Otherwise the interval is Welch's over all of them.
     """
-    deepest = min(len(a.remaining), len(b.remaining)) - 1
+    deepest = min(len(a.weights_remaining), len(b.weights_remaining)) - 1
     last = deepest if last is None else min(last, deepest)
-    of_a, of_b = a.over(first, last), b.over(first, last)
-    paired = [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
-    if paired and len(paired) >= min(3, len(of_a), len(of_b)):
+    means_a = a.mean_over_levels(first, last)
+    means_b = b.mean_over_levels(first, last)
+    paired = [means_a[seed] - means_b[seed] for seed in means_a if seed in means_b]
+    if paired and len(paired) >= min(3, len(means_a), len(means_b)):
         replicates = f"{len(paired)} paired"
-        found = paired_interval(paired)
+        difference, low, high = paired_interval(paired)
     else:
-        replicates = f"{len(of_a)} and {len(of_b)}"
-        found = welch_interval([*of_a.values()], [*of_b.values()])
-    without = lacking("A", a, of_a) + lacking("B", b, of_b)
-    return Comparison(a, b, first, last, replicates, *found, "; ".join(without))
+        replicates = f"{len(means_a)} and {len(means_b)}"
+        difference, low, high = welch_interval([*means_a.values()], [*means_b.values()])
+    without = "; ".join(lacking("A", a, means_a) + lacking("B", b, means_b))
+    return Comparison(a, b, first, last, replicates, difference, low, high, without)
 
 
 def paired_interval(differences: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high) of differences between replicates of one seed, at least one."""
+    """Return (mean, low, high) of the differences between paired replicates, at least one."""
     mean = np.mean(differences)
     half = half_width([differences])
     return mean, mean - half, mean + half
 
 
 def welch_interval(a: list[float], b: list[float]) -> tuple[float, float, float]:
-    """(mean of a minus that of b, low, high), not paired, of unlike variances; NaN if one is empty.
+    """Return (mean of a minus mean of b, low, high) by Welch (1947); NaN if one of them is empty.
 
-    After Welch (1947).
+    The samples are not paired and may differ in size and variance.
     """
     if not a or not b:
         return np.nan, np.nan, np.nan
@@ -592,118 +919,208 @@ def welch_interval(a: list[float], b: list[float]) -> tuple[float, float, float]
 
 
 def half_width(samples: list[list[float]]) -> float:
-    """Half of the 95% interval of a sample's mean, or of the difference of two; NaN if unknown."""
-    from scipy.special import stdtrit  # quantiles of Student's t
+    """Return half of the 95% interval of the mean of one sample, or of the difference of two means.
 
-    n = np.array([len(sample) for sample in samples])
-    if n.min() < 2:
+    It is NaN if a sample has fewer than two values.
+    """
+    # stdtrit gives quantiles of Student's t. It is imported here because --help needs no scipy.
+    from scipy.special import stdtrit
+
+    counts = np.array([len(sample) for sample in samples])
+    if counts.min() < 2:
         return np.nan
-    squares = np.array([np.var(sample, ddof=1) for sample in samples]) / n  # of standard errors
-    parts = (squares**2 / (n - 1)).sum()
-    freedom = squares.sum() ** 2 / parts if parts else np.inf  # n - 1 of one sample
-    return stdtrit(freedom, 0.975) * np.sqrt(squares.sum())
+    variances = np.array([np.var(sample, ddof=1) for sample in samples])
+    squared_errors = variances / counts
+    # These are the degrees of freedom of Welch and Satterthwaite, which for one sample are its
+    # count minus 1. Without variance the quantile does not matter.
+    degrees = np.inf
+    denominator = (squared_errors**2 / (counts - 1)).sum()
+    if denominator:
+        degrees = squared_errors.sum() ** 2 / denominator
+    return stdtrit(degrees, 0.975) * np.sqrt(squared_errors.sum())
 
 
-def lacking(arm: str, c: Curve, compared: dict) -> list[str]:
-    """The replicates of a curve that a comparison goes without, and why."""
-    missing = sorted({*c.accuracy, *c.diverged} - {*compared})
-    return [f"{arm}'s seed {seed}: {c.diverged.get(seed, 'unfinished')}" for seed in missing]
+def lacking(arm: str, curve: Curve, compared: dict) -> list[str]:
+    """Return the seed and the reason, as a text, for each replicate that lacks compared levels.
+
+    arm       "A" or "B"
+    compared  the replicates by seed that have the levels
+    """
+    texts = []
+    for seed in sorted({*curve.accuracy, *curve.diverged} - {*compared}):
+        reason = curve.diverged.get(seed, "unfinished")
+        texts.append(f"{arm}'s seed {seed}: {reason}")
+    return texts
 
 
 def compare_pairs(panel: Panel, first: int, last: int | None) -> list[Comparison]:
-    """Compare any two curves of a panel, over all levels and level by level.
+    """Compare the pairs of a panel over levels first to last.
 
-    Those of a curve with its reference come first. Subsets of different sizes are not compared, and
-    ours only with the published curve of the same setting.
+    Each comparison also holds the one over the sparsest third of the levels and those at single
+    levels. Pairs that have no level in common are left out.
+    """
+    compared = []
+    for a, b in pairs_to_compare(panel):
+        whole = compare(a, b, first, last)
+        if np.isnan(whole.difference):
+            continue
+        for level in range(whole.first, whole.last + 1):
+            whole.by_level.append(compare(a, b, level, level))
+        third = math.ceil(len(whole.by_level) / 3)
+        whole.sparsest = compare(a, b, whole.last + 1 - third, whole.last)
+        compared.append(whole)
+    return compared
+
+
+def pairs_to_compare(panel: Panel) -> list[tuple[Curve, Curve]]:
+    """Return the pairs (A, B) of a panel, those of a curve with its reference first.
+
+    Subsets of different sizes are not compared. A published curve that stands behind ours is
+    compared only with our curve of the same setting.
     """
     pairs = []
+    # The earlier curve of a pair becomes B: curves_in_order puts references first.
     for b, a in itertools.combinations(panel.curves, 2):
-        of_one_size = None in (a.size, b.size) or a.size == b.size
-        # the paper draws its CIFAR-10 runs on all data for 200 steps as 25600 random examples too
-        same_runs = a.published and np.array_equal(a.mean, b.mean)
-        if of_one_size and not same_runs:
-            pairs.append((a, b))
+        if None not in (a.size, b.size) and a.size != b.size:
+            continue
+        # The paper draws its CIFAR-10 runs on all data for 200 steps a second time, as 25600 random
+        # examples.
+        if a.published and np.array_equal(a.mean, b.mean):
+            continue
+        pairs.append((a, b))
     pairs.sort(key=lambda pair: pair[1] is not panel.reference(pair[0]))
-    pairs += [(c, c.twin) for c in panel.curves if c.twin]
-    compared = [compare(a, b, first, last) for a, b in pairs]
-    compared = [d for d in compared if not np.isnan(d.difference)]
-    for d in compared:
-        d.each = [compare(d.a, d.b, n, n) for n in range(d.first, d.last + 1)]
-        d.sparse = compare(d.a, d.b, d.last + 1 - math.ceil(len(d.each) / 3), d.last)
-    return compared
+    for curve in panel.curves:
+        if curve.counterpart:
+            pairs.append((curve, curve.counterpart))
+    return pairs
 
 
 # ------------------------------------------------------------ verdict
 
 
-def verdict(d: Comparison, margin: float) -> str:
-    """better, no worse (by the margin in points), worse, worse within margin (both), undecided."""
-    if d.low > 0:
-        return "better"
-    if d.low > -margin:
-        return "worse within margin" if d.high < 0 else "no worse"
-    return "worse" if d.high < 0 else "undecided"
+def verdict(comparison: Comparison, margin: float) -> str:
+    """Return what A is by the interval of a comparison and the margin in points.
 
-
-def full_verdict(d: Comparison, margin: float) -> tuple[str, bool | None]:
-    """(verdict over all levels and where it does not hold, does A weakly dominate B?).
-
-    None: undecided. It must dominate over the sparsest third too, where a mean can hide a collapse;
-    needing both needs no correction.
+    better               low > 0
+    worse within margin  high < 0 and low > -margin
+    worse                high < 0, but not low > -margin
+    no worse             low <= 0 <= high and low > -margin
+    undecided            otherwise, also where the interval is unknown
     """
-    overall, sparse = verdict(d, margin), verdict(d.sparse, margin)
-    if min(d.low, d.sparse.low) > -margin:
-        dominates = True
-    elif "worse" in (overall, sparse):
-        dominates = False
-    else:
-        dominates = None  # undecided
+    if comparison.low > 0:
+        return "better"
+    if comparison.high < 0:
+        return "worse within margin" if comparison.low > -margin else "worse"
+    return "no worse" if comparison.low > -margin else "undecided"
+
+
+def full_verdict(whole: Comparison, margin: float) -> tuple[str, bool | None]:
+    """Return the verdict over all levels, and whether A weakly dominates B.
+
+    The verdict is followed by the levels at which it does not hold. The second value is that of
+    weakly_dominates.
+    """
+    overall = verdict(whole, margin)
+    dominates = weakly_dominates(whole, margin)
+    exceptions = exceptions_to_verdict(whole, margin)
+    # Where A is worse over all levels, levels at which it is worse are no exceptions.
+    if not exceptions or overall == "worse":
+        return overall, dominates
+    return f"{overall}, but {' and '.join(exceptions)}", dominates
+
+
+def weakly_dominates(whole: Comparison, margin: float) -> bool | None:
+    """Return whether A weakly dominates B (Definition 3.1 of the paper); None if undecided.
+
+    A must lose less than the margin over all levels and over the sparsest third of them, where a
+    mean can hide a collapse. Since both are needed, no correction for testing twice is due.
+    """
+    if lowest_end(whole) > -margin:
+        return True
+    if "worse" in (verdict(whole, margin), verdict(whole.sparsest, margin)):
+        return False
+    return None
+
+
+def lowest_end(comparison: Comparison) -> float:
+    """Return the lower end of the interval, or that of the sparsest third if it is still lower.
+
+    Both intervals end at the same level and so are over the same replicates: either both are NaN,
+    or neither is.
+    """
+    if comparison.sparsest is None:
+        return comparison.low
+    return min(comparison.low, comparison.sparsest.low)
+
+
+def margin_needed(comparison: Comparison) -> float:
+    """Return the margin, in points, above which A would weakly dominate B; NaN with one replicate.
+
+    For a part of a comparison it is the margin above which the interval of this part would pass.
+    """
+    return float(np.maximum(0, -lowest_end(comparison)))
+
+
+def exceptions_to_verdict(whole: Comparison, margin: float) -> list[str]:
+    """Return in words the levels at which the verdict over all levels does not hold.
+
+    These are the sparsest third, if it is not known to lose less than the margin, and each level
+    at which A is known to lose more.
+    """
     exceptions = []
-    if d.sparse.low <= -margin and sparse != overall:
-        exceptions.append(f"{sparse} at levels {span(d.sparse)}")
-    weights = " ".join(f"{d.a.remaining[e.first]:.1%}" for e in d.each if e.high < -margin)
+    sparsest = whole.sparsest
+    word = verdict(sparsest, margin)
+    if sparsest.low <= -margin and word != verdict(whole, margin):
+        exceptions.append(f"{word} at levels {sparsest.levels}")
+    weights = []
+    for at_level in whole.by_level:
+        if at_level.high < -margin:
+            weights.append(f"{whole.a.weights_remaining[at_level.first]:.1%}")
     if weights:
-        exceptions.append(f"worse at {weights}")
-    if exceptions and overall != "worse":
-        return f"{overall}, but {' and '.join(exceptions)}", dominates
-    return overall, dominates
+        exceptions.append(f"worse at {' '.join(weights)}")
+    return exceptions
 
 
-def the_paper_says(panel: Panel, d: Comparison, margin: float) -> str:
-    """What the paper says of A against B, if anything, and whether the comparison supports it."""
-    plain = all(not c.departures and c.size in (None, panel.claimed) for c in (d.a, d.b))
-    if not panel.claimed or not plain:
+def the_paper_says(panel: Panel, whole: Comparison, margin: float) -> str:
+    """Return the paper's claim about A against B and how it fares here; "" if there is none.
+
+    The paper makes statements about its own settings and one size of subsets.
+    """
+    if not panel.claimed_size:
         return ""
-    roles = panel.role(d.a), panel.role(d.b)
-    for least, most, role_a, role_b, statement in STATEMENTS:
-        if least <= panel.noise <= most and roles == (role_a, role_b):
-            return f"{statement}: {support(statement, d, margin)}"
+    for curve in (whole.a, whole.b):
+        if curve.departures or curve.size not in (None, panel.claimed_size):
+            return ""
+    roles = (panel.role(whole.a), panel.role(whole.b))
+    for statement in STATEMENTS:
+        applies = statement.least_noise <= panel.noise <= statement.most_noise
+        if applies and roles == (statement.a, statement.b):
+            return f"{statement.claim}: {support(statement.claim, whole, margin)}"
     return ""
 
 
-def support(statement: str, d: Comparison, margin: float) -> str:
-    """Is it supported, contradicted or undecided that A is better, no worse, ... than B?"""
-    _, dominates = full_verdict(d, margin)
-    if statement == "better":
-        supported, contradicted = dominates and d.low > 0, d.high < 0
-    elif statement == "no worse":
-        supported, contradicted = dominates, dominates is False
-    elif statement == "worse":
-        supported, contradicted = d.high < 0, d.low > 0
-    else:  # no better
-        supported, contradicted = d.high < margin, d.low > 0
+def support(claim: str, whole: Comparison, margin: float) -> str:
+    """Return whether a comparison leaves a claim about A supported, contradicted or undecided.
+
+    "no better" means that A is not better by as much as the margin. With a margin of 0.5, an
+    interval from 0.1 to 0.4 supports that, although it also shows that A is better by a little.
+    """
+    dominates = weakly_dominates(whole, margin)
+    if claim == "better":
+        supported = dominates and whole.low > 0
+        contradicted = whole.high < 0
+    elif claim == "no worse":
+        supported = dominates
+        contradicted = dominates is False
+    elif claim == "worse":
+        supported = whole.high < 0
+        contradicted = whole.low > 0
+    else:
+        supported = whole.high < margin
+        contradicted = whole.low > 0
     if supported:
         return "supported"
     return "contradicted" if contradicted else "undecided"
-
-
-def margin_needed(d: Comparison) -> float:
-    """The margin from which A is no worse, also over the sparsest third; NaN of one replicate."""
-    return float(np.maximum(0, -min(d.low, (d.sparse or d).low)))
-
-
-def span(d: Comparison) -> str:
-    return f"{d.first}-{d.last}" if d.last > d.first else f"{d.last}"
 
 
 # ------------------------------------------------------------ printed tables
@@ -716,97 +1133,130 @@ VERDICT_HEAD = [
     "n",
     "levels",
     "A is",
-    "margin needed",
-    "worst level",
     "the paper says",
     "without",
 ]
 
 
-def table(title: str, rows: list[list]) -> str:
-    """A Markdown table, aligned so that a terminal shows it well; the first row is the head."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])])
-    return "\n".join(
-        [f"\n{title}\n", f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
-    )
+def markdown_table(title: str, rows: list[list[str]]) -> str:
+    """Return a Markdown table whose first row is the head, aligned so that a terminal shows it."""
+    widths = []
+    for column in zip(*rows):
+        widths.append(max(len(cell) for cell in column))
+    lines = []
+    for row in rows:
+        name = row[0].ljust(widths[0])
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append(f"| {' | '.join([name, *numbers])} |")
+    # A colon at the end of a rule aligns the column to the right.
+    rules = ["-" * (widths[0] + 2)]
+    rules += ["-" * (width + 1) + ":" for width in widths[1:]]
+    lines.insert(1, f"|{'|'.join(rules)}|")
+    return "\n".join(["", title, "", *lines])
 
 
-def spread(values: np.ndarray) -> str:
-    """Mean and deviation, as far as there are values."""
-    if not len(values):
+def mean_and_deviation(values: np.ndarray) -> str:
+    """Return the mean of values and, if there are two or more, their deviation; "" for none."""
+    if len(values) == 0:
         return ""
-    return f"{values.mean():.2f} ± {deviation(values):.2f}".replace(" ± nan", "")
+    if len(values) == 1:
+        return f"{values.mean():.2f}"
+    return f"{values.mean():.2f} ± {deviation(values):.2f}"
 
 
 def accuracy_table(head: str, panel: Panel) -> str:
-    """Mean and deviation at every third level and the deepest, and of the mean over levels.
+    """Return a table of the accuracy of each curve: at some levels, and of its mean over levels.
 
-    Of few levels, at each.
+    The levels are every third and the deepest; if there are few, all of them.
     """
-    deepest = len(panel.remaining) - 1
-    levels = [*range(0, deepest, 3 if deepest > 5 else 1), deepest]
-    rows = [["", *(f"{panel.remaining[n]:.1%}" for n in levels), "mean from level 1"]]
-    for c in panel.curves:
-        means = np.array([*c.over(1, deepest).values()])
-        reached = [spread(c.levels[n]) if n < len(c.levels) else "" for n in levels]
-        rows.append([c.name, *reached, spread(means)])
-    return table(f"{head}: test accuracy in %, mean ± standard deviation, by weights left", rows)
+    deepest = len(panel.weights_remaining) - 1
+    apart = 3 if deepest > 5 else 1
+    levels = [*range(0, deepest, apart), deepest]
+    weights = [f"{panel.weights_remaining[level]:.1%}" for level in levels]
+    rows = [["", *weights, "mean from level 1"]]
+    for curve in panel.curves:
+        row = [curve.name]
+        for level in levels:
+            reached = level < len(curve.weights_remaining)
+            row.append(mean_and_deviation(curve.accuracy_by_level[level]) if reached else "")
+        means = curve.mean_over_levels(1, deepest)
+        row.append(mean_and_deviation(np.array([*means.values()])))
+        rows.append(row)
+    title = f"{head}: test accuracy in %, mean ± standard deviation, by weights left"
+    return markdown_table(title, rows)
 
 
 def verdict_table(head: str, panel: Panel, compared: list[Comparison], margin: float) -> str:
-    """What is matching, the effect of one setting, and what the paper or its runs say.
-
-    It is "" if there is nothing of these.
-    """
+    """Return a table of the comparisons that are worth printing; "" if there are none."""
     rows = [VERDICT_HEAD]
-    for d in compared:
-        matching = d.b is panel.reference(d.a)
-        one_setting = d.b is d.a.twin or d.a.key == d.b.key or d.a.masks
-        if matching or one_setting or the_paper_says(panel, d, margin):
-            rows.append(verdict_row(panel, d, compared, margin))
+    for whole in compared:
+        if is_printed(panel, whole, margin):
+            rows.append(verdict_row(panel, whole, compared, margin))
+    if len(rows) == 1:
+        return ""
     if not any(row[-1] for row in rows[1:]):
+        # The last column, `without`, is empty and only takes room.
         rows = [row[:-1] for row in rows]
     head += f": accuracy of A minus B in points, mean over levels; margin {margin:g}"
-    if panel.step and not panel.whole:
+    if panel.steps and not panel.references:
         head += f". No run on all data for {panel.t_star} steps, so none can be called matching"
-    return table(head, rows) if rows[1:] else ""
+    return markdown_table(head, rows)
 
 
-def verdict_row(panel: Panel, d: Comparison, compared: list[Comparison], margin: float) -> list:
-    """The cells of VERDICT_HEAD for one comparison of a panel."""
-    name = d.a.name
-    words, dominates = full_verdict(d, margin)
-    if d.b is panel.reference(d.a):
-        name += best_of_sizes(panel, d, compared)
-        words += {True: ": matching", False: ": not matching", None: ""}[dominates]
-    worst = min(d.each, key=lambda e: e.difference)
+def is_printed(panel: Panel, whole: Comparison, margin: float) -> bool:
+    """Return whether the printed table has this comparison; verdicts.csv has all of them.
+
+    It has those that show what is matching, how our curve differs from the published one, what
+    other masks or one setting outside KEY change, and how statements of the paper fare.
+    """
+    a, b = whole.a, whole.b
+    if b is panel.reference(a) or b is a.counterpart:
+        return True
+    if a.key == b.key or a.masks:
+        return True
+    return the_paper_says(panel, whole, margin) != ""
+
+
+def verdict_row(
+    panel: Panel, whole: Comparison, compared: list[Comparison], margin: float
+) -> list[str]:
+    """Return the cells of one comparison, in the columns of VERDICT_HEAD."""
+    name = whole.a.name
+    words, dominates = full_verdict(whole, margin)
+    if whole.b is panel.reference(whole.a):
+        name += best_of_sizes(panel, whole, compared)
+        if dominates is not None:
+            words += ": matching" if dominates else ": not matching"
+    interval = "none"
+    if not np.isnan(whole.low):
+        interval = f"{whole.low:+.2f} to {whole.high:+.2f}"
     return [
         name,
-        d.b.name,
-        f"{d.difference:+.2f}",
-        "none" if np.isnan(d.low) else f"{d.low:+.2f} to {d.high:+.2f}",
-        d.replicates,
-        span(d),
+        whole.b.name,
+        f"{whole.difference:+.2f}",
+        interval,
+        whole.replicates,
+        whole.levels,
         words,
-        f"{margin_needed(d):.2f}".replace("nan", ""),
-        f"{worst.first}: {worst.difference:+.2f}",
-        the_paper_says(panel, d, margin),
-        d.without,
+        the_paper_says(panel, whole, margin),
+        whole.without,
     ]
 
 
-def best_of_sizes(panel: Panel, d: Comparison, compared: list[Comparison]) -> str:
-    """A warning where A is the best of several sizes of its scheme: chosen on these results."""
-    role = panel.role(d.a)
-    same = [o for o in compared if o.b is d.b and panel.role(o.a) == role]
-    several = len({o.a.size for o in same}) > 1
-    if several and d.difference == max(o.difference for o in same):
-        return f" (best of {len(same)} sizes on these results)"
+def best_of_sizes(panel: Panel, whole: Comparison, compared: list[Comparison]) -> str:
+    """Return a warning if A is the best of several sizes of its scheme, otherwise "".
+
+    Such a size was chosen on these results, so its verdict is too favourable.
+    """
+    role = panel.role(whole.a)
+    sizes = set()
+    best = -np.inf
+    for rival in compared:
+        if rival.b is whole.b and panel.role(rival.a) == role:
+            sizes.add(rival.a.size)
+            best = max(best, rival.difference)
+    if len(sizes) > 1 and whole.difference == best:
+        return f" (best of {len(sizes)} sizes on these results)"
     return ""
 
 
@@ -853,75 +1303,97 @@ VERDICTS = (
 )
 
 
-def cells(figure: str | None, panels: list[Panel]) -> list[Panel]:
-    """The panels that are drawn: one for each subset size, but in figure 4 and of controls."""
+def drawn_panels(figure: str, panels: list[Panel]) -> list[Panel]:
+    """Return the panels as a picture draws them: one for each size of subsets.
+
+    Figure 4 has the size on its axis, and controls are not divided by size.
+    """
     if figure in ("4", "controls"):
         return panels
     drawn = []
-    for p in panels:
-        for size in p.sizes or [None]:
-            what = f"{size} examples" if size else "all data"
-            drawn.append(replace(p.only(size), title=f"{what}, {p.title}"))
+    for panel in panels:
+        if not panel.sizes:
+            drawn.append(replace(panel, title=f"all data, {panel.title}"))
+        for size in panel.sizes:
+            drawn.append(replace(panel.only_size(size), title=f"{size} examples, {panel.title}"))
     return drawn
 
 
 def curve_rows(panel: Panel) -> list[dict]:
-    """The rows of summary.csv for a panel: of every curve, and of the published one behind it."""
+    """Return the rows of summary.csv for a panel: those of a curve, then of its counterpart."""
     rows = []
-    for order, c in enumerate(panel.curves):
-        for shown in (c, c.twin):
-            if shown:
-                about = head_of_row(panel, order, c)
-                about |= {"curve": shown.name, "source": source(shown)}
-                rows += [about | numbers for numbers in numbers_by_level(shown)]
+    for order, curve in enumerate(panel.curves):
+        rows += level_rows(panel, order, curve, curve)
+        if curve.counterpart:
+            rows += level_rows(panel, order, curve, curve.counterpart)
     return rows
 
 
-def numbers_by_level(c: Curve) -> list[dict]:
-    numbers = []
-    for level, weights in enumerate(c.remaining):
-        numbers.append(
-            {
-                "level": level,
-                "weights_remaining": weights,
-                "replicates": c.n[level],
-                "mean": c.mean[level] / 100,
-                "std": c.std[level] / 100,
-            }
-        )
-    return numbers
+def level_rows(panel: Panel, order: int, curve: Curve, drawn: Curve) -> list[dict]:
+    """Return the rows of summary.csv for a curve of a panel, one for each level.
+
+    drawn  the curve whose numbers these are: the curve itself or its counterpart
+    """
+    rows = []
+    for level, weights in enumerate(drawn.weights_remaining):
+        row = describe_curve(panel, order, curve)
+        row["curve"] = drawn.name
+        row["source"] = source_of(drawn)
+        row["level"] = level
+        row["weights_remaining"] = weights
+        row["replicates"] = drawn.replicate_count[level]
+        row["mean"] = drawn.mean[level] / 100
+        row["std"] = drawn.std[level] / 100
+        rows.append(row)
+    return rows
 
 
-def head_of_row(panel: Panel, order: int, c: Curve) -> dict:
-    """What a row of summary.csv says about a curve of ours, or about a published one alone."""
-    about = {"panel": panel.title, "role": panel.role(c), "order": order, "curve": c.name}
-    return about | dict(zip(KEY, c.key))
+def describe_curve(panel: Panel, order: int, curve: Curve) -> dict:
+    """Return what all rows of summary.csv say about a curve of a panel, by column."""
+    row = {"panel": panel.title, "role": panel.role(curve), "order": order, "curve": curve.name}
+    return row | dict(zip(KEY, curve.key))
+
+
+def source_of(curve: Curve) -> str:
+    return "paper" if curve.published else "runs"
 
 
 def add_differences(panel: Panel, rows: list[dict], margin: float) -> None:
-    """Fill in accuracy minus that of all data for t* steps, with 95% intervals, level by level."""
+    """Enter into the rows of a panel the accuracy minus that of the reference, with its interval.
+
+    Rows of level 0, rows without a reference, and rows of published curves behind ours get only the
+    margin.
+    """
     for row in rows:
         row["margin"] = margin
-        c = panel.curves[row["order"]]
-        top = panel.reference(c)
-        level = row["level"]
-        if not top or row["source"] != source(c) or not 1 <= level < len(top.remaining):
+        curve = panel.curves[row["order"]]
+        reference = panel.reference(curve)
+        if reference is None or row["source"] != source_of(curve):
             continue
-        d = compare(c, top, level, level)
-        row |= {"difference": d.difference, "low": d.low, "high": d.high, "pairs": d.replicates}
+        level = row["level"]
+        if not 1 <= level < len(reference.weights_remaining):
+            continue
+        comparison = compare(curve, reference, level, level)
+        row["difference"] = comparison.difference
+        row["low"] = comparison.low
+        row["high"] = comparison.high
+        row["pairs"] = comparison.replicates
 
 
-def source(c: Curve) -> str:
-    return "paper" if c.published else "runs"
+def run_rows(panel: Panel, out: Path) -> list[dict]:
+    """Return a row of summary.csv for every run; plot.py finds the runs of connectivity.py there.
 
-
-def replicate_rows(panel: Panel, out: Path) -> list[dict]:
-    """The rows of summary.csv for pictures of connectivity.csv: what its run folders are called."""
+    out  the folder of summary.csv, to which folders of runs are relative
+    """
     rows = []
-    for order, c in enumerate(panel.curves):
-        accuracy = c.over(1, len(panel.remaining) - 1)
-        for seed, folder in c.folders.items():
-            row = head_of_row(panel, order, c) | {"panel": "", "source": "runs", "seed": seed}
+    deepest = len(panel.weights_remaining) - 1
+    for order, curve in enumerate(panel.curves):
+        accuracy = curve.mean_over_levels(1, deepest)
+        for seed, folder in curve.folders.items():
+            row = describe_curve(panel, order, curve)
+            row["panel"] = ""
+            row["source"] = "runs"
+            row["seed"] = seed
             row["folder"] = os.path.relpath(folder.resolve(), out.resolve())
             if seed in accuracy:
                 row["mean"] = accuracy[seed] / 100
@@ -929,155 +1401,239 @@ def replicate_rows(panel: Panel, out: Path) -> list[dict]:
     return rows
 
 
-def comparison_rows(panel: Panel, compared: list[Comparison], margin: float) -> list[list]:
-    """The rows of verdicts.csv: every comparison, over its sparsest third, and level by level."""
+def comparison_rows(panel: Panel, compared: list[Comparison], margin: float) -> list[dict]:
+    """Return the rows of verdicts.csv: every comparison, over its sparsest third, and by level."""
     rows = []
     for whole in compared:
-        for d in (whole, whole.sparse, *whole.each):
-            pair = [panel.noise, panel.rate, d.a.name, d.b.name]
-            levels = [d.first, d.last, d.replicates, d.without]
-            found = full_verdict(d, margin) if d.sparse else (verdict(d, margin), "")
-            rows.append([*pair, *levels, d.difference, d.low, d.high, margin_needed(d), *found])
+        rows.append(comparison_row(panel, whole, margin))
+        words, dominates = full_verdict(whole, margin)
+        rows[-1] |= {"verdict": words, "dominates": dominates}
+        for part in (whole.sparsest, *whole.by_level):
+            rows.append(comparison_row(panel, part, margin))
     return rows
 
 
-def widest(panels: list[Panel]) -> list[Panel]:
-    """Of one panel in several figures, the one with most sizes."""
+def comparison_row(panel: Panel, comparison: Comparison, margin: float) -> dict:
+    """Return a row of verdicts.csv for a comparison or a part of it; a part cannot dominate."""
+    return {
+        "label_noise": panel.noise,
+        "pretrain_lr": panel.rate,
+        "a": comparison.a.name,
+        "b": comparison.b.name,
+        "first_level": comparison.first,
+        "last_level": comparison.last,
+        "replicates": comparison.replicates,
+        "without": comparison.without,
+        "difference": comparison.difference,
+        "low": comparison.low,
+        "high": comparison.high,
+        "margin_needed": margin_needed(comparison),
+        "verdict": verdict(comparison, margin),
+        "dominates": "",
+    }
+
+
+def widest_panels(panels: list[Panel]) -> list[Panel]:
+    """Return each panel once: where several figures show it, the one with most sizes."""
     chosen = {}
     for panel in sorted(panels, key=lambda panel: len(panel.sizes)):
-        chosen[panel.noise, panel.rate, panel.title] = panel  # it has at least as many sizes
+        # A later panel has at least as many sizes, so it takes the place of an earlier one.
+        chosen[panel.noise, panel.rate, panel.title] = panel
     return [*chosen.values()]
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    """Write rows to a CSV file under a head; a column that a row does not have stays empty."""
+    lines = [columns]
+    for row in rows:
+        lines.append([row.get(column, "") for column in columns])
+    common.write_csv(path, lines)
 
 
 # ------------------------------------------------------------ command line
 
 
+@dataclass
+class Report:
+    """What is written and printed: rows of summary.csv and verdicts.csv, and tables in Markdown."""
+
+    summary: list[dict] = field(default_factory=list)
+    verdicts: list[dict] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    with common.reading(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(args.out, os.W_OK):
+        raise InputError(f"cannot write to {args.out}")
+    report = make_report(read_experiments(args), args)
+    text = "\n".join(report.tables)
+    print(text)
+    summary, comparisons = args.out / "summary.csv", args.out / "verdicts.csv"
+    tables = args.out / "summary.md"
+    write_table(summary, SUMMARY, report.summary)
+    write_table(comparisons, VERDICTS, report.verdicts)
+    common.atomic_write(tables, (text.lstrip() + "\n").encode())
+    print("", summary, comparisons, tables, sep="\n")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments; raise InputError if they contradict each other."""
+    parser = common.Parser(__doc__)
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="?",
+        metavar="RUNS_ROOT",
+        help="The folder that holds the runs, at any depth.",
+    )
+    parser.add_argument(
+        "--figure",
+        nargs="+",
+        choices=[*"234567", "difference", "controls", "masks", "barrier"],
+        default=["all"],
+        metavar="F",
+        help="The figures to make: 2 to 7 of the paper, difference, controls, masks, barrier. "
+        "By default every panel is shown.",
+    )
+    parser.add_argument(
+        "--paper",
+        type=Path,
+        metavar="JSON",
+        help="This is paper_curves.json, whose curves are shown behind yours, or alone.",
+    )
+    parser.add_argument(
+        "--preset", choices=common.PRESETS, help="Only the experiments of this preset are shown."
+    )
+    parser.add_argument(
+        "--margin",
+        type=common.within("[0, 100]"),
+        default=0.5,
+        help="A is no worse if it surely loses less than this many points (default: 0.5).",
+    )
+    parser.add_argument(
+        "--levels",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="Verdicts are about these pruning levels (default: 1 to the deepest).",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("figures"),
+        help="The folder to write the tables to (default: figures).",
+    )
+    args = parser.parse_args(argv)
+    # A figure that is named twice is made once.
+    args.figure = list(dict.fromkeys(args.figure))
+    if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
+        raise InputError("--levels needs FIRST and LAST with 0 <= FIRST <= LAST")
+    needs_runs = {"controls", "masks", "barrier"} & set(args.figure)
+    if not args.runs and (not args.paper or needs_runs):
+        raise InputError(
+            "name a folder with runs, or give --paper to compare the published curves alone"
+        )
+    return args
+
+
 def read_experiments(args: argparse.Namespace) -> dict[str, list[Curve]]:
-    """{experiment: curves}, those of the runs with their published twins, or the published ones."""
+    """Return {experiment: its curves}: those of the runs, or the published ones without runs.
+
+    Curves of runs whose settings are the paper's get the published curve as their counterpart.
+    """
     last = args.levels[1] if args.levels else 0
     published = read_published(args.paper, last) if args.paper else {}
     if not args.runs:
         return {f"{preset}-published": curves for preset, curves in published.items()}
     experiments = read_runs(args.runs)
     for curves in experiments.values():
-        theirs = published.get(curves[0].settings["preset"], [])
-        twins = {c.key: replace(c, variant=" (published)") for c in theirs}
-        for c in curves:
-            c.twin = None if c.departures else twins.get(c.key)
+        counterparts = {}
+        for curve in published.get(curves[0].settings["preset"], []):
+            counterparts[curve.key] = replace(curve, name_suffix=" (published)")
+        for curve in curves:
+            if not curve.departures:
+                curve.counterpart = counterparts.get(curve.key)
     return experiments
 
 
-def summarise(
-    name: str, curves: list[Curve], panels: list[Panel], args: argparse.Namespace
-) -> tuple[list[dict], list[Panel]]:
-    """The rows of summary.csv for an experiment, and the panels that its tables are about."""
-    rows, shown = [], []
-    for figure in args.figure:
-        about = {"experiment": name, "picture": figure or "all"}
-        if figure in ("masks", "barrier"):
-            rows += [about | row for row in replicate_rows(as_one(panels), args.out)]
-            continue
-        if figure == "controls":
-            chosen = make_controls(curves)
-        else:
-            chosen = choose(figure, panels, curves[0].settings["preset"])
-        if not chosen:
-            print(f"note: {name} has nothing for figure {figure}")
-        for panel in cells(figure, chosen):
-            of_panel = curve_rows(panel)
-            if figure == "difference":
-                add_differences(panel, of_panel, args.margin)
-            rows += [about | row for row in of_panel]
-        shown += chosen
-    return rows, widest(shown)
+def make_report(experiments: dict[str, list[Curve]], args: argparse.Namespace) -> Report:
+    """Return the rows and tables of all experiments of args.preset (None: of all experiments).
 
-
-def report(args: argparse.Namespace) -> list[Path]:
-    """Print the tables and write the files of all experiments; returns the paths."""
-    experiments = read_experiments(args)
-    numbers, comparisons, tables = [], [], []
+    Raises InputError if an experiment does not have the levels that were asked for, or if there is
+    nothing to report.
+    """
+    report = Report()
+    presets = set()
     for name, curves in experiments.items():
         preset = curves[0].settings["preset"]
+        presets.add(preset)
         if args.preset not in (None, preset):
             continue
-        if args.levels and args.levels[0] >= max(len(c.remaining) for c in curves):
+        deepest = max(len(curve.weights_remaining) for curve in curves) - 1
+        if args.levels and args.levels[0] > deepest:
             raise InputError(f"--levels: {name} has no level {args.levels[0]}")
-        rows, panels = summarise(name, curves, make_panels(curves, preset), args)
-        numbers += [[row.get(key, "") for key in SUMMARY] for row in rows]
-        for panel in panels:
-            rows, texts = judge(name, panel, args)
-            comparisons += rows
-            tables += texts
-    if not numbers:
-        known = ", ".join(sorted({curves[0].settings["preset"] for curves in experiments.values()}))
+        add_experiment(report, name, curves, args)
+    if not report.summary:
         raise InputError(
-            f"nothing of this preset and figure in {args.runs or args.paper}; it has {known}"
+            f"{args.runs or args.paper} has nothing of this preset and figure; "
+            f"its presets are {', '.join(sorted(presets))}"
         )
-    text = "\n".join(filter(None, tables))
-    print(text)
-    paths = [args.out / name for name in ("summary.csv", "verdicts.csv", "summary.md")]
-    common.write_csv(paths[0], [SUMMARY, *numbers])
-    common.write_csv(paths[1], [VERDICTS, *comparisons])
-    common.atomic_write(paths[2], (text.lstrip() + "\n").encode())
-    return paths
+    return report
 
 
-def judge(name: str, panel: Panel, args: argparse.Namespace) -> tuple[list[list], list[str]]:
-    """A panel's rows of verdicts.csv, and its two tables."""
+def add_experiment(
+    report: Report, name: str, curves: list[Curve], args: argparse.Namespace
+) -> None:
+    """Add to a report the rows and tables of an experiment, whose curves these are."""
+    panels = make_panels(curves, curves[0].settings["preset"])
+    reported = []
+    for figure in args.figure:
+        if figure in ("masks", "barrier"):
+            rows = run_rows(merge_panels(panels), args.out)
+        else:
+            chosen = choose_panels(figure, panels, curves)
+            if not chosen:
+                print(f"note: {name} has nothing for figure {figure}")
+            rows = figure_rows(figure, chosen, args.margin)
+            reported += chosen
+        for row in rows:
+            report.summary.append(row | {"experiment": name, "picture": figure})
+    for panel in widest_panels(reported):
+        judge(report, name, panel, args)
+
+
+def choose_panels(figure: str, panels: list[Panel], curves: list[Curve]) -> list[Panel]:
+    """Return the panels of a figure; those of the controls are made for it from all curves."""
+    if figure == "controls":
+        return make_control_panels(curves)
+    return panels_of_figure(figure, panels, curves[0].settings["preset"])
+
+
+def figure_rows(figure: str, panels: list[Panel], margin: float) -> list[dict]:
+    """Return the rows of summary.csv for the panels of a figure."""
+    rows = []
+    for panel in drawn_panels(figure, panels):
+        panel_rows = curve_rows(panel)
+        if figure == "difference":
+            add_differences(panel, panel_rows, margin)
+        rows += panel_rows
+    return rows
+
+
+def judge(report: Report, name: str, panel: Panel, args: argparse.Namespace) -> None:
+    """Compare the curves of a panel; add the rows of verdicts.csv and the tables to a report."""
     first, last = args.levels or (1, None)
     compared = compare_pairs(panel, first, last)
-    rows = [[name, *row] for row in comparison_rows(panel, compared, args.margin)]
+    for row in comparison_rows(panel, compared, args.margin):
+        report.verdicts.append(row | {"experiment": name})
     head = f"{name}, {panel.title}"
-    tables = [accuracy_table(head, panel), verdict_table(head, panel, compared, args.margin)]
-    return rows, tables
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = common.Parser(__doc__)
-    add = parser.add_argument
-    add("runs", type=Path, nargs="?", metavar="RUNS_ROOT", help="folder with runs at any depth")
-    add(
-        "--figure",
-        nargs="+",
-        choices=[*"234567", "difference", "controls", "masks", "barrier"],
-        metavar="F",
-        help="2 to 7 of the paper; difference, controls, masks, barrier "
-        "(default: every panel there is)",
-    )
-    add(
-        "--paper",
-        type=Path,
-        metavar="JSON",
-        help="paper_curves.json: its curves behind yours, or alone",
-    )
-    add("--preset", choices=common.PRESETS, help="only the experiments of this one")
-    add(
-        "--margin",
-        type=common.within("[0, 100]"),
-        default=0.5,
-        help="'no worse' may lose, points (0.5)",
-    )
-    add(
-        "--levels",
-        type=int,
-        nargs=2,
-        metavar=("FIRST", "LAST"),
-        help="of the verdicts (1 to the deepest)",
-    )
-    add("--out", type=Path, default=Path("figures"), help="folder for the tables (figures)")
-    args = parser.parse_args(argv)
-    args.figure = list(dict.fromkeys(args.figure or [None]))
-    if args.levels and not 0 <= args.levels[0] <= args.levels[1]:
-        raise InputError("--levels must be FIRST <= LAST, from 0")
-    if not args.runs and (not args.paper or {*args.figure} & {"controls", "masks", "barrier"}):
-        raise InputError(
-            "a folder with runs is needed, or --paper to draw the published curves alone"
-        )
-    with common.reading(args.out):
-        args.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(args.out, os.W_OK):
-        raise InputError(f"cannot write to {args.out}")
-    print("", *report(args), sep="\n")
+    report.tables.append(accuracy_table(head, panel))
+    verdicts = verdict_table(head, panel, compared, args.margin)
+    if verdicts:
+        report.tables.append(verdicts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and verdicts: the numbers are those of the files, and support what is said."""
+"""Tables and verdicts: their numbers are those of the files, and their words follow from them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,12 @@ import verdicts
 
 
 def curve(accuracy, scheme="easy", size=64, step=2, seeds=None):
-    """A Curve of [replicates, levels] in %."""
+    """Return a Curve whose accuracy in % is [replicates, levels]."""
     rows = [np.array(row, float) for row in accuracy]
-    known = {"preset": "cifar10", "pretrain_lr": 0.4 if step else 0.0}
-    known |= dict(zip(common.KEY[:4], (scheme, size, step, 0.0)))
-    given = dict(zip(range(len(rows)) if seeds is None else seeds, rows))
-    return verdicts.Curve(known, 0.8 ** np.arange(max(map(len, rows))), given)
+    settings = {"preset": "cifar10", "pretrain_lr": 0.4 if step else 0.0}
+    settings |= dict(zip(common.KEY[:4], (scheme, size, step, 0.0)))
+    by_seed = dict(zip(range(len(rows)) if seeds is None else seeds, rows))
+    return verdicts.Curve(settings, 0.8 ** np.arange(max(map(len, rows))), by_seed)
 
 
 def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_own(tmp_path):
@@ -41,10 +41,10 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
             True,
             p.noise == 0.5,
         )
-    for shown, ending in ((panels, ", rate 0.4"), (panels[1:], "")):  # titles' words, as names
-        names = [
-            c.name for c in verdicts.as_one(shown).curves if c.scheme == "easy" and c.rate == 0.4
-        ]
+    # In one panel, names say what the titles of the panels said.
+    for merged, ending in ((panels, ", rate 0.4"), (panels[1:], "")):
+        curves = verdicts.merge_panels(merged).curves
+        names = [c.name for c in curves if c.scheme == "easy" and c.rate == 0.4]
         assert names == [
             f"easy 32, 2 steps{noise}{ending}" for noise in ("", ", 50% random labels")
         ]
@@ -53,17 +53,17 @@ def test_no_pretraining_is_one_curve_and_noise_and_rates_have_panels_of_their_ow
 def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(draw, tmp_path):
     for step in (0, 100, 200, 400, 800, 1600):  # run_all.sh cifar10 tstar
         fake_runs(tmp_path, f"all {step}", [0.9])
-    # drawn, though empty
+    # A picture without curves beside the reference is drawn all the same.
     assert "difference.png" in draw(tmp_path, "--figure", "difference", "--out", tmp_path)
     (panel,) = verdicts.make_panels(verdicts.read_runs(tmp_path)["cifar10"], "cifar10")
-    roles = {c.step: panel.role(c) for c in panel.curves}
+    roles = {c.steps: panel.role(c) for c in panel.curves}
     assert roles == {400: "t*", 200: "t*/2", 0: "init", 1600: "other", 800: "other", 100: "other"}
     for name in ("easy 3200 200", "easy 3200 300", "all 600"):
         fake_runs(tmp_path, name, [0.9])
     panels = verdicts.make_panels(verdicts.read_runs(tmp_path)["cifar10"], "cifar10")
-    found = [(p.step, p.t_star, p.claimed) for p in panels]
-    assert found == [(200, 400, 3200), (300, 600, None), (None, 400, 3200)]
-    assert [p.step for p in verdicts.choose("2", panels, "cifar10")] == [200]
+    panel_steps = [(p.steps, p.t_star, p.claimed_size) for p in panels]
+    assert panel_steps == [(200, 400, 3200), (300, 600, None), (None, 400, 3200)]
+    assert [p.steps for p in verdicts.panels_of_figure("2", panels, "cifar10")] == [200]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_t_star_is_the_papers_where_it_was_run_and_otherwise_the_users(draw, tmp
     ],
 )
 def test_names_say_what_departs(draw, pages, tmp_path, changed, names):
-    """The baseline keeps its name, in whatever order the two are found, and a row compares them."""
+    """The baseline keeps its name whichever of the two is read first, and a row compares them."""
     for a, b in ("ab", "ba"):
         root = tmp_path / f"{a} before {b}"
         fake_runs(root / a, "easy 32 2", *([0.9, 0.8 + k / 100] for k in range(3)))
@@ -118,14 +118,16 @@ def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(ok, tmp_path):
         assert bool(table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")) == (
             not departs
         )
-        assert "easy 3200, 200 steps, " not in printed  # what all share tells nothing apart
-        # what the paper says is about its own setting
+        # A setting that all curves share is in no name.
+        assert "easy 3200, 200 steps, " not in printed
+        # The paper's statements are about its own setting.
         assert (": supported" in printed) == (not departs)
-    for rate, said in ((0.05, True), (0.4, False)):  # two rates are none that all share
+    # Once there are two rates, neither is shared by all curves.
+    for rate, is_shared in ((0.05, True), (0.4, False)):
         fake_runs(tmp_path / "rate", "easy 3200 200", [0.8, 0.7], rate=rate)
         assert (
             "pretrain_lr 0.05 (preset: 0.4)" in ok("verdicts", tmp_path / "rate", *flags)
-        ) == said
+        ) == is_shared
 
 
 def test_matching_refers_to_all_data_trained_alike(ok, tmp_path):
@@ -144,8 +146,8 @@ def test_matching_refers_to_all_data_trained_alike(ok, tmp_path):
 
 
 def test_a_picture_has_one_preset_data_set_and_test_set(tmp_path):
-    mine, other = {"own": {"test_set_sha256": "a"}}, {"own": {"test_set_sha256": "b"}}
-    changes = mine, other, other | {"fingerprint": "other"}, {"preset": "../../evil"}
+    first, other = {"own": {"test_set_sha256": "a"}}, {"own": {"test_set_sha256": "b"}}
+    changes = first, other, other | {"fingerprint": "other"}, {"preset": "../../evil"}
     for where, changed in zip("abcd", changes):
         fake_runs(tmp_path / where, "easy 32 2", [0.9], **changed)
     names = [*verdicts.read_runs(tmp_path)]
@@ -181,7 +183,7 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(draw, tmp_path, le
     whole = [0.9, 0.8, 0.7]
     fake_runs(tmp_path / "runs", "all 4", *[whole] * 5)
     folder = fake_runs(tmp_path / "runs", "easy 32 2", whole, whole, whole[:1], whole[: level or 1])
-    # a setting whose other levels are still to come
+    # This run has finished one level so far.
     fake_runs(tmp_path / "runs", "hard 32 2", [0.9])
     diverge(folder, level, step, seed=3)
     if level is None:
@@ -194,15 +196,17 @@ def test_replicates_that_diverged_or_are_unfinished_are_named(draw, tmp_path, le
     assert (row[4], row[5]) == ("2 paired", "1-2") or row[4] == "2 and 5"
     for words in (where, "seed 3"), ("seed 2", "unfinished"):
         assert all(word in row[-1] for word in words)
-    found = comparisons(tmp_path, "easy 32, 2 steps", "all data, 4 steps")
-    assert where in found[1, 2]["without"]
-    assert "diverged" in found[2, 2]["without"]
-    assert ("seed 3" in found[1, 1]["without"]) == (level is None)  # level 1 it has
+    rows = comparisons(tmp_path, "easy 32, 2 steps", "all data, 4 steps")
+    assert where in rows[1, 2]["without"]
+    assert "diverged" in rows[2, 2]["without"]
+    # The replicate that diverged in level 2 has finished level 1.
+    assert ("seed 3" in rows[1, 1]["without"]) == (level is None)
 
 
 def test_a_new_start_under_masks_is_the_replicate_that_made_them_also_where_it_diverged(tmp_path):
     fake_runs(tmp_path, "all 4", *[[0.9, 0.8]] * 3)
-    for seed in (5, 6, 1005):  # numbers mean nothing, neither that of the start nor their distance
+    # Neither the seed of the start nor its distance from that of the masks means anything.
+    for seed in (5, 6, 1005):
         masks = {"setting": "all-t4", "seed": seed, "same_start": False}
         where = tmp_path / f"c{seed}"
         under = fake_runs(where, "all 0", [0.9, 0.7], first=1000 + seed, own={"masks": masks})
@@ -217,7 +221,7 @@ def test_runs_behind_links_are_found_and_each_real_folder_counts_once(tmp_path, 
     fake_runs(root, "easy 32 2", *[[0.9, 0.8]] * 2)
     (root / "all-t4").symlink_to(elsewhere / "all 4-0.0-0.4")
     (root / "again").symlink_to(elsewhere)
-    (root / "round").symlink_to(root)  # a link to where it lies
+    (root / "round").symlink_to(root)  # This link leads to the folder it is in.
     (root / "nowhere").symlink_to(tmp_path / "gone")
     curves = {c.name: [*c.accuracy] for c in verdicts.read_runs(root)["cifar10"]}
     assert curves == {"all data, 4 steps": [0, 1, 2], "easy 32, 2 steps": [0, 1]}
@@ -244,7 +248,7 @@ def test_labels_of_ones_own_are_a_panel_of_their_own_and_in_names(tmp_path):
     easy = next(c for c in panel.curves if c.scheme == "easy")
     assert panel.reference(easy).name == "all data, 4 steps, #abcd"
     for figure in "235":
-        assert panel in verdicts.choose(figure, panels, "cifar10")
+        assert panel in verdicts.panels_of_figure(figure, panels, "cifar10")
     assert common.start_name(easy.settings).endswith("-labelsabcd")
 
 
@@ -259,10 +263,10 @@ def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval
         ([0, 9], "4 and 2"),
         ([9], "4 and 1"),
     ):
-        found = verdicts.compare(
+        comparison = verdicts.compare(
             curve(np.ones((4, 6))), curve(np.ones((len(seeds), 6)), seeds=seeds)
         )
-        assert (found.replicates, np.isnan(found.low)) == (
+        assert (comparison.replicates, np.isnan(comparison.low)) == (
             replicates,
             replicates in ("1 paired", "4 and 1"),
         )
@@ -271,13 +275,14 @@ def test_pairs_need_three_seeds_or_all_of_an_arm_and_others_have_scipys_interval
     theirs = scipy.stats.ttest_ind(a[:, 2:5].mean(1), b[:3, 2:5].mean(1), equal_var=False)
     np.testing.assert_allclose((ours.low, ours.high), theirs.confidence_interval())
     assert (ours.first, ours.last, ours.replicates) == (2, 4, "4 and 3")
-    ours = verdicts.compare(curve(a), curve(b[:3, :4]))  # as deep as both are
+    ours = verdicts.compare(curve(a), curve(b[:3, :4]))  # Levels 1 to 3 are those that both have.
     assert (ours.last, ours.replicates, ours.without) == (3, "3 paired", "")
-    assert np.isnan(verdicts.compare(curve(a), curve(b[:, :1])).difference)  # dense alone
+    # B has level 0 alone, which is not pruned.
+    assert np.isnan(verdicts.compare(curve(a), curve(b[:, :1])).difference)
 
 
-# what the paper says of two roles, at a share of random labels
-SAID = [
+# Each row is a claim of the paper, the share of random labels, and the roles of A and B.
+CLAIMS = [
     ("no worse", 0.0, "easy", "t*"),
     ("worse", 0.0, "hard", "random"),
     ("better", 0.1, "easy", "t*"),
@@ -290,10 +295,10 @@ SAID = [
     [
         ([1.0, 1.2, 0.8], "better", 0, "supported contradicted supported contradicted"),
         ([-1.0, -1.2, -0.8], "worse", 1.497, "contradicted supported contradicted supported"),
-        # a clear tie
+        # This is a clear tie.
         ([0.01, -0.02, 0.01], "no worse", 0.043, "supported undecided undecided supported"),
         ([0.0, 0.0, 0.0], "no worse", 0.0, "supported undecided undecided supported"),
-        # as sure a loss, and smaller than the margin
+        # This is a loss beyond doubt that is smaller than the margin.
         (
             [-0.24, -0.25, -0.23],
             "worse within margin",
@@ -301,34 +306,34 @@ SAID = [
             "supported supported contradicted supported",
         ),
         ([2.0, -2.0, 1.0], "undecided", 4.838, "undecided undecided undecided undecided"),
-        # one replicate, however good
+        # One replicate decides nothing, however good it is.
         ([3.0], "undecided", np.nan, "undecided undecided undecided undecided"),
     ],
 )
 def test_verdicts_and_what_they_mean_for_a_statement(gaps, word, needed, statements):
     base, keys = np.linspace(80, 90, 5), {"t*": ("all", None, 4), "init": ("init", None, 0)}
-    for (said, noise, *roles), means in zip(SAID, statements.split()):
+    for (claim, noise, *roles), support in zip(CLAIMS, statements.split()):
         a, b = (
-            curve([base + gap for gap in each], *keys.get(role, (role, 64)))
-            for each, role in zip((gaps, [0] * len(gaps)), roles)
+            curve([base + gap for gap in arm], *keys.get(role, (role, 64)))
+            for arm, role in zip((gaps, [0] * len(gaps)), roles)
         )
         panel = verdicts.Panel(noise, "", 0.4, 2, 4, [b, a], "", 64)
-        (found,) = verdicts.compare_pairs(panel, 1, None)
-        assert verdicts.the_paper_says(panel, found, 0.5) == f"{said}: {means}"
-        for claimed in (None, 32):  # other steps, other sizes
-            assert verdicts.the_paper_says(replace(panel, claimed=claimed), found, 0.5) == ""
-    assert found.difference == pytest.approx(np.mean(gaps))
-    assert verdicts.verdict(found, 0.5) == word
-    assert verdicts.margin_needed(found) == pytest.approx(needed, abs=1e-3, nan_ok=True)
-    if word == "undecided" and needed > 0:  # it is where 'no worse' begins
-        assert verdicts.verdict(found, needed - 0.01) == "undecided"
-        assert verdicts.verdict(found, needed + 0.01) == "no worse"
+        (whole,) = verdicts.compare_pairs(panel, 1, None)
+        assert verdicts.the_paper_says(panel, whole, 0.5) == f"{claim}: {support}"
+        for size in (None, 32):  # The paper says nothing about other steps and other sizes.
+            assert verdicts.the_paper_says(replace(panel, claimed_size=size), whole, 0.5) == ""
+    assert whole.difference == pytest.approx(np.mean(gaps))
+    assert verdicts.verdict(whole, 0.5) == word
+    assert verdicts.margin_needed(whole) == pytest.approx(needed, abs=1e-3, nan_ok=True)
+    if word == "undecided" and needed > 0:  # 'no worse' begins there.
+        assert verdicts.verdict(whole, needed - 0.01) == "undecided"
+        assert verdicts.verdict(whole, needed + 0.01) == "no worse"
 
 
 @pytest.mark.parametrize(
     ("early", "late", "scatter", "text", "dominates"),
     [
-        # hidden by the mean
+        # The mean hides the loss at the sparsest levels.
         (1.0, -3.0, 0, "better|worse at levels 11-15|worse at 5.5% 4.4% 3.5%", False),
         (1.0, 0.0, 0, "better", True),
         (1.0, 0.0, 1, "better|undecided at levels 11-15", None),
@@ -355,17 +360,33 @@ def test_weak_dominance_needs_the_sparsest_third(early, late, scatter, text, dom
     )
 
 
+def test_the_best_of_several_sizes_is_marked_with_the_number_of_sizes():
+    """A second curve of a size, here one whose subsets are another rule's, is no further size."""
+    top = curve([[90.0] * 5] * 3, "all", None, 4)
+    subsets = [
+        curve([[90 + gain] * 5] * 3, "easy", size)
+        for gain, size in ((0.1, 32), (0.3, 64), (0.2, 64))
+    ]
+    for members, mark in ((subsets, " (best of 2 sizes on these results)"), (subsets[1:], "")):
+        panel = verdicts.Panel(0.0, "", 0.4, 2, 4, [top, *members], "", None)
+        compared = verdicts.compare_pairs(panel, 1, None)
+        for whole in compared:
+            is_best = whole.b is top and whole.difference == pytest.approx(0.3)
+            marked = verdicts.best_of_sizes(panel, whole, compared)
+            assert marked == (mark if is_best else "")
+
+
 @pytest.mark.parametrize("replicates", [3, 4, 8])
 def test_without_a_difference_better_and_worse_are_rare(replicates):
-    """At most 3.5% each (nominal: 2.5%), whatever part of scatter a replicate's levels share."""
-    made, times, counts = np.random.default_rng(replicates), 2000, {}
+    """Each is at most 3.5% of verdicts (nominal: 2.5%), however much the levels move together."""
+    random, times, counts = np.random.default_rng(replicates), 2000, {}
     for shared in (0.0, 0.9):
-        rows = np.sqrt(1 - shared) * made.normal(size=(2 * times, replicates, 9))
-        rows += np.sqrt(shared) * made.normal(size=(2 * times, replicates, 1))
+        rows = np.sqrt(1 - shared) * random.normal(size=(2 * times, replicates, 9))
+        rows += np.sqrt(shared) * random.normal(size=(2 * times, replicates, 1))
         for kind in ("paired", "unpaired", "published"):
             words = []
             for a, b in rows.reshape(times, 2, replicates, 9):
-                # all that is known of them: mean and deviation of each level
+                # Of published curves only the mean and the deviation of each level are known.
                 if kind == "published":
                     z = (np.arange(replicates) - (replicates - 1) / 2)[:, None]
                     a, b = (x.mean(0) + x.std(0) * z / z.std() for x in (a, b))
@@ -375,12 +396,12 @@ def test_without_a_difference_better_and_worse_are_rare(replicates):
                 )
             counts[shared, kind] = words.count("better") / times, words.count("worse") / times
     assert max(max(pair) for pair in counts.values()) <= 0.035, counts
-    # and an interval that is never wrong would be too wide
+    # An interval that is never wrong would be too wide.
     assert min(counts[0.0, "paired"]) > 0.015
 
 
 def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
-    """Of CIFAR-10; its numbers are compared above."""
+    """Compare the published curves of CIFAR-10 with each other and with what the paper says."""
     flags = ["--paper", PAPER, "--preset", "cifar10", "--out", tmp_path, "--figure"]
     sizes, top, half = ok("verdicts", *flags, 5), "all data, 400 steps", "all data, 200 steps"
     words = [
@@ -388,22 +409,23 @@ def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
         for n in (256, 512, 1024, 2048, 3200, 6400, 12800)
     ]
     assert words == ["worse", "worse", "undecided", "worse", *["undecided"] * 3]
-    same = "random 25600, 200 steps"  # the same runs drawn twice are not compared
+    # The paper draws these runs twice, and runs are not compared with themselves.
+    same = "random 25600, 200 steps"
     assert [(1, 16) in comparisons(tmp_path, same, other) for other in (top, half)] == [True, False]
     best = [row[0] for row in table_rows(sizes, "") if "best of 8 sizes on these results" in row[0]]
     assert [name[:12] for name in best] == ["random 3200,", "easy 12800, ", "hard 25600, "]
 
     clean, _, noisy = ok("verdicts", *flags, 2, 3).split("random labels: accuracy")
-    for text, a, b, found, said in (
+    for text, a, b, is_a, claim in (
         (clean, half, top, "worse: not matching", "worse: supported"),
         (clean, "random 3200", half, "no worse", "no worse: supported"),
         (clean, "easy 3200", top, "undecided", "no worse: undecided"),
         (clean, "hard 3200", "random 3200", "worse", "worse: supported"),
-        (noisy, "easy 2048", top, "better: matching", "better: supported"),  # of 50%
+        (noisy, "easy 2048", top, "better: matching", "better: supported"),
         (noisy, "no pre-training", top, "worse: not matching", "no worse: contradicted"),
     ):
         (row,) = table_rows(text, a, b)
-        assert (row[6], row[9]) == (found, said)
+        assert (row[6], row[7]) == (is_a, claim)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +440,7 @@ def test_verdicts_and_statements_of_the_paper(ok, tmp_path):
                 "1,1,0.5",
                 "0,1,nan",
                 "0,2,0.5",
-                "0,1,0.8\n1,0.8,0.8",  # not what the level files say
+                "0,1,0.8\n1,0.8,0.8",  # The level files say something else.
             )
         ),
         *(
