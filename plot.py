@@ -1,4 +1,4 @@
-"""Draw what verdicts.py and connectivity.py have written to a folder.
+"""Draw the tables that verdicts.py and connectivity.py have written to a folder.
 
 reads   DIR/summary.csv; for masks and barrier every connectivity.csv in DIR and its subfolders;
         for scores DIR/classes.csv of make_subset.py --classes-table
@@ -7,20 +7,25 @@ writes  DIR/*.png, *.pdf
 python verdicts.py runs/cifar10 --figure 2 --paper paper_curves.json --out figures/cifar10
 python plot.py figures/cifar10
 
-Without --figure it draws every picture of summary.csv. masks shows how alike the masks of the
-compared runs are, barrier how far the error rises between networks of one start, and how that goes
-with the accuracy of the start. Give verdicts.py these two as --figure as well: runs are then called
-and coloured as in other pictures. Runs that summary.csv does not know are called as in
-connectivity.csv. scores shows how often each class is among the easiest and the hardest examples.
+Without --figure it draws every figure of summary.csv. masks shows how similar the masks of two runs
+are. barrier shows how far the error rises between two networks of one start, and whether starts
+that are stable in this sense prune to a better accuracy. If you want both to use the names and
+colours of the other figures, give them to verdicts.py as --figure as well; runs that summary.csv
+does not list are named as in connectivity.csv. scores shows how often each class is among the
+easiest and the hardest examples.
 """
 
+import argparse
 import csv
 import io
 import itertools
 import math
 import os
 import sys
-from dataclasses import dataclass, field
+from collections import Counter, namedtuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +34,9 @@ import common
 from common import InputError
 
 LEVELS_OF_FIGURE_4 = (8, 10, 12)
-# The paper's colours and markers by role. t* and t*/2 are all data; their dashes differ in grey
-# print too.
+
+# The paper's colours and markers by role. The roles t* and t*/2 saw all data; their dashes differ
+# so that a print in grey tells them apart.
 STYLES = {
     "t*": dict(color="#0072b2", linestyle=(0, (8, 2)), marker="."),
     "t*/2": dict(color="#e8820e", linestyle=(0, (5, 1.5, 1, 1.5)), marker="."),
@@ -41,16 +47,24 @@ STYLES = {
     "hard": dict(color="#f07fc0", marker="x", markersize=6, markeredgewidth=1.6),
     "custom": dict(color="black", marker="s", markersize=4),
 }
+# Every other role, such as other numbers of steps or a scheme of your own, gets one of these
+# colours.
 OTHER_STYLE = dict(linestyle=":", marker="s", markersize=4)
-OTHER_COLORS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")  # other steps, other schemes
-OTHER_LINES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))  # of further curves of one look
+OTHER_COLORS = ("#56b4e9", "#7a5195", "#8c6d31", "#555555")
+# Curves that would look the same otherwise differ by these.
+OTHER_DASHES = (":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2)))
+# The accuracy of the dense network, and the margin.
 GREY = dict(color="grey", linestyle=(0, (1, 3)), linewidth=1)
-# the published curve, or what chance gives, behind one
+# The twin of a curve stands behind it, in its colour.
 THIN = dict(marker=None, linewidth=0.7, zorder=1.5)
-ACCURACY, WEIGHTS = "test accuracy (%)", "weights remaining (%)"
+
+ACCURACY = "test accuracy (%)"
+WEIGHTS = "weights remaining (%)"
 OVERLAP = "overlap |A and B| / |A or B| of the masks (%)"
+STANDARD_DEVIATION = "band: one sample std. deviation"
 TWO_SEEDS = "two seeds of one setting"
-# columns of connectivity.csv that are numbers
+
+# The columns of connectivity.csv that hold numbers.
 MEASURED = (
     "weights_remaining",
     "overlap",
@@ -61,183 +75,223 @@ MEASURED = (
     "at_most_0.01",
 )
 
+# What identifies a curve: the text that a table has in these columns.
+Key = namedtuple("Key", common.KEY, defaults=[""] * len(common.KEY))
 
-# ------------------------------------------------------------ tables
+
+# ------------------------------------------------------------ curves of the tables
 
 
 @dataclass(eq=False)
-class Curve:
-    """A line of a picture with its band: mean and deviation of something by IMP level."""
+class PlottedCurve:
+    """The mean of something over replicates at every IMP level, and its standard deviation."""
 
     name: str
-    role: str  # in its panel: t*, t*/2, init, other, or a subset's scheme
-    key: tuple  # scheme, subset size, steps, label noise, pre-training rate
-    weights: np.ndarray  # [levels] left, in %
+    role: str  # "t*", "t*/2", "init", "other", or the scheme of a subset
+    key: Key
+    weights: np.ndarray  # [levels], weights remaining in %
     mean: np.ndarray  # [levels]
-    std: np.ndarray  # [levels]
-    n: np.ndarray  # [levels] replicates
-    rows: list[dict] = field(default_factory=list)  # of summary.csv
-    twin: "Curve | None" = None  # drawn thin behind it: the published curve, or chance
+    std: np.ndarray  # [levels], of the sample
+    n: np.ndarray  # [levels], number of replicates
+    rows: list[dict] = field(default_factory=list)  # its rows of summary.csv, one for each level
+    twin: "PlottedCurve | None" = None  # the published curve, or chance: a thin line behind it
 
     def __post_init__(self) -> None:
-        self.scheme, size, step, *_ = self.key
-        self.size = int(size) if size else None  # examples; None: all data
-        self.step = int(step) if step else 0
+        size, steps = self.key.subset_size, self.key.rewind_step
+        self.size = int(size) if size else None  # examples in the subset; None is all data
+        self.steps = int(steps) if steps else 0  # of pre-training
 
     @property
     def label(self) -> str:
-        """Its name and how many replicates it has: n=2/3 if not all have reached every level."""
-        return f"{self.name} (n={'/'.join(map(str, np.unique(self.n)))})"
+        """Return the name and the number of replicates.
+
+        "easy (n=2/3)" says that some levels have two replicates and others three.
+        """
+        counts = "/".join(map(str, np.unique(self.n)))
+        return f"{self.name} (n={counts})"
 
 
 @dataclass
-class Panel:
-    title: str
-    curves: list[Curve]
+class PlottedPanel:
+    """The curves that share one chart, or one chart for each level in figure 4."""
 
-    def __post_init__(self) -> None:
-        self.weights = max((c.weights for c in self.curves), key=len)  # of the deepest curve
+    title: str
+    curves: list[PlottedCurve]
 
     @property
-    def ticks(self) -> dict:
-        """{weights remaining: its label} of an axis; every third of many levels."""
-        named = self.weights[:: 3 if len(self.weights) > 6 else 1]
-        return {weights: f"{weights:.3g}" for weights in named}
+    def weights(self) -> np.ndarray:
+        """Return the weights remaining in %, [levels], of the curve that has most levels."""
+        deepest = max(self.curves, key=lambda curve: len(curve.weights))
+        return deepest.weights
+
+    @property
+    def ticks(self) -> dict[float, str]:
+        """Return the labels of the axis of weights remaining, for every third of many levels."""
+        stride = 3 if len(self.weights) > 6 else 1
+        return {weights: f"{weights:.3g}" for weights in self.weights[::stride]}
+
+    @property
+    def has_published(self) -> bool:
+        """Does a published curve stand behind one of ours?"""
+        return any(curve.twin for curve in self.curves)
 
 
-def read_table(path: Path) -> list[dict]:
-    with common.reading(path), open(path, newline="") as f:
-        return list(csv.DictReader(f))
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv file. InputError: the file is missing or not readable."""
+    with common.reading(path), open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def column(rows: list[dict], name: str) -> np.ndarray:
-    """A column of numbers; what is empty is NaN."""
-    return np.array([float(row[name]) if row[name] else np.nan for row in rows])
+def to_number(cell: str) -> float:
+    """Return the number in a cell of a table, or NaN if the cell is empty."""
+    if not cell:
+        return np.nan
+    return float(cell)
 
 
-def grouped(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
-    """The rows by what they have in these columns, in the order in which that first comes."""
+def numbers(rows: list[dict], column: str) -> np.ndarray:
+    """Return a column of a table as float64 [rows], with NaN where a cell is empty."""
+    return np.array([to_number(row[column]) for row in rows])
+
+
+def group_by(items: Iterable, key: Callable) -> dict:
+    """Return {key(item): items that have this key}; keys and items stay in their order."""
     groups = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
-def read_panels(rows: list[dict]) -> list[Panel]:
-    """The panels of a picture, from its rows of summary.csv."""
+def read_panels(rows: list[dict]) -> list[PlottedPanel]:
+    """Return the panels of one figure and experiment from their rows of summary.csv."""
     panels = []
-    for (title,), of_panel in grouped(rows, "panel").items():
-        curves = []
-        for of_one in grouped(of_panel, "order").values():
-            lines = [read_curve(line) for line in grouped(of_one, "source").values()]
-            ours, *published = lines  # what is published stands second, or alone
-            ours.twin = published[0] if published else None
-            curves.append(ours)
-        panels.append(Panel(title, curves))
+    for title, panel_rows in group_by(rows, itemgetter("panel")).items():
+        rows_by_curve = group_by(panel_rows, itemgetter("order"))
+        curves = [read_curve_with_twin(curve_rows) for curve_rows in rows_by_curve.values()]
+        panels.append(PlottedPanel(title, curves))
     return panels
 
 
-def read_curve(rows: list[dict]) -> Curve:
-    """A curve of accuracies from its rows of summary.csv, one for each level."""
+def read_curve_with_twin(rows: list[dict]) -> PlottedCurve:
+    """Return the curve of our runs, with the published one as its twin if the rows have both.
+
+    verdicts.py writes the rows of the runs first. A curve that is only published has no twin.
+    """
+    rows_by_source = group_by(rows, itemgetter("source"))
+    curve, *published = map(read_curve, rows_by_source.values())
+    if published:
+        curve.twin = published[0]
+    return curve
+
+
+def read_curve(rows: list[dict]) -> PlottedCurve:
+    """Return the curve of accuracies in % that these rows of summary.csv hold level by level."""
     first = rows[0]
-    return Curve(
-        first["curve"],
-        first["role"],
-        key_of(first),
-        weights=100 * column(rows, "weights_remaining"),
-        mean=100 * column(rows, "mean"),
-        std=100 * column(rows, "std"),
-        n=column(rows, "replicates").astype(int),
+    return PlottedCurve(
+        name=first["curve"],
+        role=first["role"],
+        key=read_key(first),
+        weights=100 * numbers(rows, "weights_remaining"),
+        mean=100 * numbers(rows, "mean"),
+        std=100 * numbers(rows, "std"),
+        n=numbers(rows, "replicates").astype(int),
         rows=rows,
     )
 
 
-def key_of(row: dict) -> tuple:
-    return tuple(row[name] for name in common.KEY)
+def read_key(row: dict) -> Key:
+    """Return what identifies the curve to which a row of summary.csv belongs."""
+    return Key(*(row[column] for column in common.KEY))
 
 
-# ------------------------------------------------------------ page
+# ------------------------------------------------------------ one page
 
 
 @dataclass
 class Line:
+    """A line of a chart."""
+
     label: str
-    look: dict  # for matplotlib
+    style: dict  # keyword arguments of matplotlib's plot
     x: np.ndarray  # [points]
     y: np.ndarray  # [points]
-    half: np.ndarray | float = 0  # of the band's height
+    half_band: np.ndarray | float = 0  # how far its band reaches above and below it
     in_legend: bool = True
 
 
 @dataclass
-class Picture:
+class Chart:
+    """Lines in one pair of axes; a figure is a page of charts."""
+
     lines: list[Line]
     title: str
     xlabel: str
     ylabel: str = ACCURACY
-    ticks: dict | None = None  # {x: its label} of a logarithmic axis; None: a linear one
+    ticks: dict | None = None  # {x: label} of a logarithmic x axis; None is a linear axis
 
 
 def import_matplotlib():
-    """matplotlib under settings of our own, whatever a user has elsewhere."""
+    """Return matplotlib under our own settings, whatever a user has elsewhere."""
     # A shell cell of a notebook hands on the notebook's backend, which need not be installed here.
     os.environ["MPLBACKEND"] = "agg"
-    import matplotlib.figure  # takes a second; and without pyplot, which would look for a screen
+    # The import takes a second. pyplot is left alone because it would look for a screen.
+    import matplotlib.figure
 
     matplotlib.rcdefaults()
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+    matplotlib.rcParams["text.parse_math"] = False  # A $ in a name is a $.
     return matplotlib
 
 
 def draw_page(
-    path: Path, pictures: list[Picture], note: str, columns: int = 4, apart: bool = False
+    path: Path, charts: list[Chart], note: str, columns: int = 4, own_ranges: bool = False
 ) -> list[Path]:
-    """Pictures side by side, as png and pdf; unless apart, of one vertical range."""
+    """Draw charts side by side, write them as path.png and path.pdf, and return both paths.
+
+    All charts have the same vertical range, or with own_ranges each has its own.
+    """
     matplotlib = import_matplotlib()
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    size = 4.6 * columns, (4 + 0.17 * max(len(p.lines) for p in pictures)) * rows  # inches
-    page = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    axes = page.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat[len(pictures) :]:
+    columns = min(columns, len(charts))
+    rows = math.ceil(len(charts) / columns)
+    most_lines = max(len(chart.lines) for chart in charts)
+    width = 4.6 * columns  # inches
+    height = (4 + 0.17 * most_lines) * rows  # The legend below a chart grows with its lines.
+    page = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    axes = page.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes[len(charts) :]:
         ax.remove()
-    for ax, p in zip(axes.flat, pictures):
-        for line in p.lines:
-            draw_line(ax, line)
-        label_axes(ax, p)
-        low, high = vertical_range([p] if apart else pictures)
+    shared_range = vertical_range(charts)
+    for ax, chart in zip(axes, charts):
+        draw_chart(ax, chart)
+        low, high = vertical_range([chart]) if own_ranges else shared_range
         ax.set_ylim(low, high)
     page.suptitle(f"{path.name}\n{note}", fontsize=11)
-    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
-    for target in paths:
+    return save_page(page, path)
+
+
+def save_page(page, path: Path) -> list[Path]:
+    """Write a page of matplotlib as path.png and path.pdf, and return both paths."""
+    paths = []
+    for kind in ("png", "pdf"):
         content = io.BytesIO()
-        page.savefig(content, format=target.suffix[1:], dpi=150, bbox_inches="tight")
+        page.savefig(content, format=kind, dpi=150, bbox_inches="tight")
+        target = path.with_name(f"{path.name}.{kind}")
         common.atomic_write(target, content.getvalue())
+        paths.append(target)
     return paths
 
 
-def draw_line(ax, line: Line) -> None:
-    # matplotlib leaves what begins with _ out of the legend
-    label = line.label if line.in_legend else f"_{line.label}"
-    ax.plot(line.x, line.y, label=label, **{"linewidth": 1.6} | line.look)
-    ax.fill_between(
-        line.x,
-        line.y - line.half,
-        line.y + line.half,
-        color=line.look["color"],
-        alpha=0.15,
-        linewidth=0 if len(line.x) > 1 else 8,  # of one point the band is a bar
-    )
-
-
-def label_axes(ax, p: Picture) -> None:
-    ax.set(xlabel=p.xlabel, ylabel=p.ylabel)
-    ax.set_title(p.title, fontsize=10)
-    if p.ticks:
+def draw_chart(ax, chart: Chart) -> None:
+    """Draw a chart into axes of matplotlib, with its legend below."""
+    for line in chart.lines:
+        draw_line(ax, line)
+    ax.set(xlabel=chart.xlabel, ylabel=chart.ylabel)
+    ax.set_title(chart.title, fontsize=10)
+    if chart.ticks:
         ax.set_xscale("log")
-        ax.set_xticks([*p.ticks], p.ticks.values(), fontsize=8)
+        ax.set_xticks(list(chart.ticks), chart.ticks.values(), fontsize=8)
         ax.minorticks_off()
-        if [*p.ticks] != sorted(p.ticks):  # from dense to sparse
+        # Weights remaining descend, so that their axis runs from dense to sparse.
+        if list(chart.ticks) != sorted(chart.ticks):
             ax.invert_xaxis()
     ax.grid(alpha=0.25, linewidth=0.5)
     ax.legend(
@@ -250,415 +304,578 @@ def label_axes(ax, p: Picture) -> None:
     )
 
 
-def vertical_range(pictures: list[Picture]) -> tuple[float, float]:
-    """The range of the lines and a little more; a wide band is cut."""
-    heights = np.concatenate([line.y for p in pictures for line in p.lines])
+def draw_line(ax, line: Line) -> None:
+    """Draw a line and its band."""
+    # matplotlib leaves a label that begins with _ out of the legend.
+    label = line.label if line.in_legend else f"_{line.label}"
+    style = {"linewidth": 1.6} | line.style
+    ax.plot(line.x, line.y, label=label, **style)
+    # The band of a single point has no width, so its edge is drawn thick, as a bar.
+    edge = 0 if len(line.x) > 1 else 8
+    ax.fill_between(
+        line.x,
+        line.y - line.half_band,
+        line.y + line.half_band,
+        color=style["color"],
+        alpha=0.15,
+        linewidth=edge,
+    )
+
+
+def vertical_range(charts: list[Chart]) -> tuple[float, float]:
+    """Return a range a little larger than that of the lines.
+
+    It does not follow the bands, because a single wide one would flatten all lines.
+    """
+    lines = itertools.chain.from_iterable(chart.lines for chart in charts)
+    heights = np.concatenate([line.y for line in lines])
     low, high = np.nanmin(heights), np.nanmax(heights)
-    room = 0.05 * (high - low) or 1
+    room = 0.05 * (high - low)
+    if room == 0:
+        room = 1
     return low - room, high + room
 
 
-def looks(curves: list[Curve]) -> dict[Curve, dict]:
-    """How each curve of a panel looks: as its role, and further ones of it with another line."""
+def assign_styles(curves: list[PlottedCurve]) -> dict[PlottedCurve, dict]:
+    """Return how to draw each curve of a panel and its twin, as arguments of matplotlib's plot.
+
+    A role of the paper has its own style, and other roles have a colour for each key. Of several
+    curves with the same role, subset size and number of steps, all but the first have other dashes.
+    """
     colors = itertools.cycle(OTHER_COLORS)
-    chosen = {}  # {key: colour} of roles that have no style
-    alike = {}  # how many curves there were of a role, size and number of steps
-    found = {}
-    for c in curves:
-        if c.role in STYLES:
-            look = STYLES[c.role]
+    color_of_key = {}
+    curves_of_kind = Counter()
+    styles = {}
+    for curve in curves:
+        if curve.role in STYLES:
+            style = STYLES[curve.role]
         else:
-            if c.key not in chosen:
-                chosen[c.key] = next(colors)
-            look = OTHER_STYLE | {"color": chosen[c.key]}
-        kind = c.role, c.size, c.step
-        before = alike.get(kind, 0)
-        if before:
-            look = look | {"linestyle": OTHER_LINES[(before - 1) % len(OTHER_LINES)]}
-        alike[kind] = before + 1
-        found[c] = look
-    return found
+            if curve.key not in color_of_key:
+                color_of_key[curve.key] = next(colors)
+            style = OTHER_STYLE | {"color": color_of_key[curve.key]}
+        kind = (curve.role, curve.size, curve.steps)
+        if curves_of_kind[kind]:
+            dashes = OTHER_DASHES[(curves_of_kind[kind] - 1) % len(OTHER_DASHES)]
+            style = style | {"linestyle": dashes}
+        curves_of_kind[kind] += 1
+        styles[curve] = style
+        if curve.twin:
+            styles[curve.twin] = style | THIN
+    return styles
 
 
-# ------------------------------------------------------------ accuracy
+# ------------------------------------------------------------ accuracies
 
 
-def draw_figure(figure: str, panels: list[Panel], path: Path) -> list[Path]:
-    """One picture of summary.csv; returns the paths."""
-    thin = "; thin: published" if any(c.twin for p in panels for c in p.curves) else ""
-    note = f"band: one sample std. deviation{thin}"
-    if figure == "4":
-        pictures = []
-        for p in panels:
-            depth = len(p.weights)
-            levels = [n for n in LEVELS_OF_FIGURE_4 if n < depth] or [depth - 1]
-            pictures += [by_size(p, level) for level in levels]
-        return draw_page(path, pictures, note, columns=3, apart=True)
+def draw_figure(figure: str, panels: list[PlottedPanel], path: Path) -> list[Path]:
+    """Draw one figure of summary.csv and return the paths of its files."""
     if figure == "difference":
-        pictures = [differences(p) for p in panels]
-        return draw_page(path, pictures, "bands: 95% intervals; grey: the margin")
-    return draw_page(path, [accuracies(p) for p in panels], note)
+        charts = [difference_chart(panel) for panel in panels]
+        return draw_page(path, charts, "bands: 95% intervals; grey: the margin")
+    note = STANDARD_DEVIATION
+    if any(panel.has_published for panel in panels):
+        note += "; thin: published"
+    if figure != "4":
+        return draw_page(path, [accuracy_chart(panel) for panel in panels], note)
+    charts = []
+    for panel in panels:
+        for level in levels_of_figure_4(panel):
+            charts.append(size_chart(panel, level))
+    return draw_page(path, charts, note, columns=3, own_ranges=True)
 
 
-def by_level(panel: Panel, ylabel: str) -> Picture:
-    """Mean and deviation by weights remaining."""
-    look_of = looks(panel.curves)
+def levels_of_figure_4(panel: PlottedPanel) -> list[int]:
+    """Return the levels of the paper's figure 4, or the last level if no curve is that deep."""
+    depth = len(panel.weights)
+    levels = [level for level in LEVELS_OF_FIGURE_4 if level < depth]
+    if not levels:
+        return [depth - 1]
+    return levels
+
+
+def level_chart(panel: PlottedPanel, ylabel: str) -> Chart:
+    """Return the chart of all curves of a panel and their twins against weights remaining."""
+    styles = assign_styles(panel.curves)
     lines = []
-    for c in panel.curves:
-        lines.append(Line(c.label, look_of[c], c.weights, c.mean, c.std))
-        if c.twin:
-            thin = look_of[c] | THIN
-            lines.append(Line(c.label, thin, c.twin.weights, c.twin.mean, in_legend=False))
-    return Picture(lines, panel.title, WEIGHTS, ylabel, panel.ticks)
+    for curve in panel.curves:
+        lines.append(Line(curve.label, styles[curve], curve.weights, curve.mean, curve.std))
+        twin = curve.twin
+        if twin:
+            lines.append(Line(curve.label, styles[twin], twin.weights, twin.mean, in_legend=False))
+    return Chart(lines, panel.title, WEIGHTS, ylabel, panel.ticks)
 
 
-def accuracies(panel: Panel) -> Picture:
-    """Accuracy by weights remaining, and that of the dense network: level 0 of all data for t*."""
-    picture = by_level(panel, ACCURACY)
-    references = [c for c in panel.curves if c.role == "t*"]
+def accuracy_chart(panel: PlottedPanel) -> Chart:
+    """Return the chart of accuracy against weights remaining.
+
+    A horizontal line is the accuracy of the dense network, level 0 of all data for t* steps.
+    """
+    chart = level_chart(panel, ACCURACY)
+    references = [curve for curve in panel.curves if curve.role == "t*"]
     if references:
-        top = references[0]
-        dense = Line("dense", GREY, top.weights, top.mean[:1].repeat(len(top.mean)))
-        picture.lines.insert(0, dense)
-    return picture
+        reference = references[0]
+        dense = np.full(len(reference.mean), reference.mean[0])
+        chart.lines.insert(0, Line("dense", GREY, reference.weights, dense))
+    return chart
 
 
-def differences(panel: Panel) -> Picture:
-    """Accuracy minus that of all data for t* steps by level, with 95% intervals."""
-    look_of = looks(panel.curves)
+def difference_chart(panel: PlottedPanel) -> Chart:
+    """Return the chart of accuracy minus that of all data for t* steps, with 95% intervals.
+
+    A grey band around zero is the margin.
+    """
+    styles = assign_styles(panel.curves)
     margin = float(panel.curves[0].rows[0]["margin"])
-    nothing = np.zeros(len(panel.weights))
-    lines = [Line(f"margin {margin:g}", GREY, panel.weights, nothing, margin)]
-    for c in panel.curves:
-        rows = [row for row in c.rows if row["difference"]]
-        if rows:
-            label = f"{c.name} (n={rows[0]['pairs']})"
-            weights = 100 * column(rows, "weights_remaining")
-            mean = column(rows, "difference")
-            half = column(rows, "high") - mean
-            lines.append(Line(label, look_of[c], weights, mean, half))
+    zero = np.zeros(len(panel.weights))
+    lines = [Line(f"margin {margin:g}", GREY, panel.weights, zero, margin)]
+    for curve in panel.curves:
+        rows = [row for row in curve.rows if row["difference"]]
+        if not rows:
+            continue
+        label = f"{curve.name} (n={rows[0]['pairs']})"
+        weights = 100 * numbers(rows, "weights_remaining")
+        difference = numbers(rows, "difference")
+        half_interval = numbers(rows, "high") - difference
+        lines.append(Line(label, styles[curve], weights, difference, half_interval))
     ylabel = "accuracy minus that of all data for t* steps"
-    return Picture(lines, panel.title, WEIGHTS, ylabel, panel.ticks)
+    return Chart(lines, panel.title, WEIGHTS, ylabel, panel.ticks)
 
 
-def by_size(panel: Panel, level: int) -> Picture:
-    """Accuracy against subset size at one level; all data as horizontal lines (figure 4)."""
-    look_of = looks(panel.curves)
-    sizes = sorted({c.size for c in panel.curves} - {None})
-    ends = sizes[0] / 1.1, sizes[-1] * 1.1
-    ours, published = {}, {}  # {name: curves}, of one scheme a curve for each size
-    for c in panel.curves:
-        name = c.name.replace(f" {c.size},", ",", 1) if c.size else c.name
-        ours.setdefault(name, []).append((c, look_of[c]))
-        if c.twin:
-            published.setdefault(name, []).append((c.twin, look_of[c] | THIN))
+def size_chart(panel: PlottedPanel, level: int) -> Chart:
+    """Return the chart of accuracy against subset size at one level (figure 4).
+
+    A curve that saw all data becomes a horizontal line.
+    """
+    styles = assign_styles(panel.curves)
+    sizes = sorted({curve.size for curve in panel.curves} - {None})
+    ends = [sizes[0] / 1.1, sizes[-1] * 1.1]  # where a horizontal line begins and ends
     lines = []
-    for name, curves in ours.items():
-        lines += line_over_sizes(name, curves, level, ends)
-        for line in line_over_sizes(name, published.get(name, []), level, ends):
-            line.half, line.in_legend = 0, False
+    for name, curves in group_by(panel.curves, name_without_size).items():
+        line = line_over_sizes(name, curves, styles, level, ends)
+        if line:
             lines.append(line)
+        twins = [curve.twin for curve in curves if curve.twin]
+        thin_line = line_over_sizes(name, twins, styles, level, ends)
+        if thin_line:
+            lines.append(replace(thin_line, half_band=0, in_legend=False))
     title = f"level {level}, {panel.weights[level] / 100:.1%} of weights, {panel.title}"
-    ticks = {size: size for size in sizes}
-    return Picture(lines, title, "examples in the subset", ticks=ticks)
+    ticks = dict(zip(sizes, sizes))
+    return Chart(lines, title, "examples in the subset", ticks=ticks)
 
 
-def line_over_sizes(name: str, curves: list[tuple], level: int, ends: tuple) -> list[Line]:
-    """The points of (curve, look) at one level, as one line; none if no curve is that deep."""
-    deep = [(c, look) for c, look in curves if level < len(c.mean)]
-    if not deep:
-        return []
+def name_without_size(curve: PlottedCurve) -> str:
+    """Return the name that the curves of all sizes share: "easy, 5 steps" of "easy 64, 5 steps"."""
+    if curve.size is None:
+        return curve.name
+    return curve.name.replace(f" {curve.size},", ",", 1)
+
+
+def line_over_sizes(
+    name: str, curves: list[PlottedCurve], styles: dict, level: int, ends: list[float]
+) -> Line | None:
+    """Return the line through the accuracies of these curves at a level.
+
+    None means that no curve has that level.
+    """
+    deep_enough = [curve for curve in curves if level < len(curve.mean)]
+    if not deep_enough:
+        return None
     x, mean, std = [], [], []
-    for c, _ in deep:
-        at = [c.size] if c.size else ends
-        x += at
-        mean += [c.mean[level]] * len(at)
-        std += [c.std[level]] * len(at)
-    n = max(c.n[level] for c, _ in deep)
-    _, look = deep[0]
-    return [Line(f"{name} (n={n})", look, np.array(x), np.array(mean), np.array(std))]
+    for curve in deep_enough:
+        positions = ends if curve.size is None else [curve.size]
+        for position in positions:
+            x.append(position)
+            mean.append(curve.mean[level])
+            std.append(curve.std[level])
+    n = max(curve.n[level] for curve in deep_enough)
+    style = styles[deep_enough[0]]
+    return Line(f"{name} (n={n})", style, np.array(x), np.array(mean), np.array(std))
 
 
 # ------------------------------------------------------------ pairs of runs
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder, called as in the other pictures."""
+class RunLabel:
+    """What a run is called in figures, and how accurate it is."""
 
     experiment: str
     curve: str
     role: str
-    key: tuple
-    order: int = 0  # of its curve in pictures
-    accuracy: float = np.nan  # in %, mean from level 1 on; NaN: unknown, or levels are missing
+    key: Key
+    order: int = 0  # the place of its curve among the curves
+    accuracy: float = np.nan  # mean from level 1 on, in %; NaN if unknown or a level is missing
 
 
-def read_names(folder: Path, rows: list[dict]) -> dict[Path, Run]:
-    """{run folder: what summary.csv calls it}."""
-    names = {}
+@dataclass
+class Pair:
+    """Two runs, and what connectivity.py measured between them."""
+
+    a: RunLabel
+    b: RunLabel
+    same_seed: bool
+    measured: dict[str, np.ndarray]  # {column of MEASURED: [levels]}
+
+    @property
+    def depth(self) -> int:
+        """Return the number of levels."""
+        return len(self.measured["weights_remaining"])
+
+    def levels_with_barrier(self) -> "Pair":
+        """Return this pair with only those levels at which an error barrier was measured."""
+        has_barrier = ~np.isnan(self.measured["error_barrier"])
+        measured = {column: values[has_barrier] for column, values in self.measured.items()}
+        return replace(self, measured=measured)
+
+
+def read_run_labels(folder: Path, rows: list[dict]) -> dict[Path, RunLabel]:
+    """Return {run folder: its label} from the rows of the summary.csv in a folder."""
+    labels = {}
     for row in rows:
-        if row["folder"]:
-            accuracy = 100 * float(row["mean"]) if row["mean"] else np.nan
-            names[(folder / row["folder"]).resolve()] = Run(
-                row["experiment"],
-                row["curve"],
-                row["role"],
-                key_of(row),
-                int(row["order"]),
-                accuracy,
-            )
-    return names
+        if not row["folder"]:
+            continue
+        run_folder = (folder / row["folder"]).resolve()
+        labels[run_folder] = RunLabel(
+            experiment=row["experiment"],
+            curve=row["curve"],
+            role=row["role"],
+            key=read_key(row),
+            order=int(row["order"]),
+            accuracy=100 * to_number(row["mean"]),
+        )
+    return labels
 
 
-def read_pairs(folder: Path, names: dict[Path, Run]) -> dict[str, list[list[dict]]]:
-    """{experiment: pairs} of every connectivity.csv in a folder; a pair is its rows, by level.
+def read_pairs(folder: Path, labels: dict[Path, RunLabel]) -> dict[str, list[Pair]]:
+    """Return {experiment: pairs} from every connectivity.csv in a folder and its subfolders.
 
-    Each row has two values more, run_a and run_b.
+    A pair counts once, however many tables have it.
     """
     experiments = {}
     for path in common.find_files(folder, "connectivity.csv"):
         table = read_table(path)
         with common.reading(path):
-            for row in table:
-                for key in MEASURED:
-                    row[key] = float(row[key]) if row[key] else np.nan
-            for folders, rows in grouped(table, "a", "b").items():
-                places = tuple((path.parent / name).resolve() for name in folders)
-                runs = call_runs(rows[0], [names.get(place) for place in places], folder)
-                of_one = experiments.setdefault(runs["run_a"].experiment, {})
-                # a pair counts once, however many tables have it
-                of_one[places] = [row | runs for row in rows]
-    return {name: [*pairs.values()] for name, pairs in experiments.items()}
+            for places, rows in group_by(table, itemgetter("a", "b")).items():
+                folder_a, folder_b = [(path.parent / place).resolve() for place in places]
+                a, b = label_pair(rows[0], labels.get(folder_a), labels.get(folder_b), folder)
+                pairs = experiments.setdefault(a.experiment, {})
+                pairs[folder_a, folder_b] = read_pair(rows, a, b)
+    return {experiment: list(pairs.values()) for experiment, pairs in experiments.items()}
 
 
-def call_runs(row: dict, known: list[Run | None], folder: Path) -> dict[str, Run]:
-    """run_a and run_b of a pair, of which summary.csv knows both, one or none.
+def read_pair(rows: list[dict], a: RunLabel, b: RunLabel) -> Pair:
+    """Return a pair from its rows of connectivity.csv, one for each level."""
+    first = rows[0]
+    measured = {column: numbers(rows, column) for column in MEASURED}
+    return Pair(a, b, same_seed=first["seed_a"] == first["seed_b"], measured=measured)
 
-    A run that it does not know is called like the other one if both are of one start, as where one
-    of them has another batch order; else as in connectivity.csv.
+
+def label_pair(
+    row: dict, a: RunLabel | None, b: RunLabel | None, folder: Path
+) -> tuple[RunLabel, RunLabel]:
+    """Return the labels of both runs of a pair; None stands for a run that summary.csv lacks.
+
+    row is any row of the pair in connectivity.csv.
     """
-    runs = {}
-    for which, run, other in (("a", *known), ("b", *reversed(known))):
-        name = row[f"name_{which}"]
-        if run is None and row["name_a"] == row["name_b"]:
-            run = other
-        if run is None:
-            run = Run(folder.resolve().name, name, "", (name, "", "", "", ""))
-        runs[f"run_{which}"] = run
-    return runs
+    # verdicts.py leaves out runs in another batch order. They have the name of their start, so they
+    # take the label of the run with which they are paired.
+    if row["name_a"] == row["name_b"]:
+        if a is None:
+            a = b
+        if b is None:
+            b = a
+    if a is None:
+        a = label_from_name(row["name_a"], folder)
+    if b is None:
+        b = label_from_name(row["name_b"], folder)
+    return a, b
 
 
-def curve_over_pairs(run: Run, pairs: list[list[dict]], what: str, factor: float = 1) -> Curve:
-    """A column of pairs' rows as a curve: mean and deviation over the pairs, by level."""
-    deepest = max(pairs, key=len)
-    levels = []
-    for k in range(len(deepest)):
-        levels.append(factor * np.array([rows[k][what] for rows in pairs if k < len(rows)]))
-    return Curve(
-        run.curve,
-        run.role,
-        run.key,
-        weights=100 * np.array([row["weights_remaining"] for row in deepest]),
-        mean=np.array([values.mean() for values in levels]),
-        std=np.array([values.std(ddof=1) if len(values) > 1 else np.nan for values in levels]),
-        n=np.array([len(values) for values in levels]),
+def label_from_name(name: str, folder: Path) -> RunLabel:
+    """Return a label for a run that summary.csv lacks, from its name in connectivity.csv."""
+    return RunLabel(folder.resolve().name, curve=name, role="", key=Key(scheme=name))
+
+
+def curve_over_pairs(
+    label: RunLabel, pairs: list[Pair], column: str, factor: float = 1
+) -> PlottedCurve:
+    """Return the mean and standard deviation over pairs of a measured column, level by level."""
+    deepest = max(pairs, key=lambda pair: pair.depth)
+    mean, std, n = [], [], []
+    for level in range(deepest.depth):
+        values = [pair.measured[column][level] for pair in pairs if level < pair.depth]
+        sample = factor * np.array(values)
+        mean.append(sample.mean())
+        std.append(sample_deviation(sample))
+        n.append(len(sample))
+    return PlottedCurve(
+        name=label.curve,
+        role=label.role,
+        key=label.key,
+        weights=100 * deepest.measured["weights_remaining"],
+        mean=np.array(mean),
+        std=np.array(std),
+        n=np.array(n),
     )
 
 
-def draw_masks(pairs: list[list[dict]], path: Path) -> list[Path]:
-    """How alike the masks of two runs are, beside chance; returns the paths."""
-    panels = {}  # {title: {run: pairs}}
-    for rows in pairs:
-        title, run = mask_panel(rows[0]), rows[0]["run_b"]
-        panels.setdefault(title, {}).setdefault(run.curve, []).append(rows)
-    pictures = []
-    for title, of_panel in sorted(panels.items(), key=lambda item: item[0] != TWO_SEEDS):
-        curves = []
-        for compared in sorted(of_panel.values(), key=lambda some: some[0][0]["run_b"].order):
-            run = compared[0][0]["run_b"]
-            c = curve_over_pairs(run, compared, "overlap", factor=100)
-            c.twin = curve_over_pairs(run, compared, "chance", factor=100)
-            curves.append(c)
-        pictures.append(by_level(Panel(title, curves), OVERLAP))
-    return draw_page(path, pictures, "band: one sample std. deviation; thin: chance")
+def sample_deviation(sample: np.ndarray) -> float:
+    """Return the sample standard deviation, or NaN of a single value."""
+    if len(sample) < 2:
+        return np.nan
+    return sample.std(ddof=1)
 
 
-def mask_panel(row: dict) -> str:
-    """The title of the picture that a pair belongs to."""
-    one_setting = row["run_a"].curve == row["run_b"].curve
-    one_seed = row["seed_a"] == row["seed_b"]
-    if one_setting and one_seed:
+def draw_masks(pairs: list[Pair], path: Path) -> list[Path]:
+    """Draw how similar the masks of two runs are, beside chance; return the paths of the files."""
+    pairs_by_title = group_by(pairs, mask_chart_title)
+    charts = []
+    # Two seeds of one setting come first, because the other charts are read against them.
+    for title in sorted(pairs_by_title, key=lambda title: title != TWO_SEEDS):
+        pairs_by_curve = group_by(pairs_by_title[title], lambda pair: pair.b.curve)
+        groups = sorted(pairs_by_curve.values(), key=lambda group: group[0].b.order)
+        curves = [overlap_curve(group) for group in groups]
+        charts.append(level_chart(PlottedPanel(title, curves), OVERLAP))
+    return draw_page(path, charts, f"{STANDARD_DEVIATION}; thin: chance")
+
+
+def overlap_curve(pairs: list[Pair]) -> PlottedCurve:
+    """Return the overlap of masks in %, with chance as its twin."""
+    label = pairs[0].b
+    curve = curve_over_pairs(label, pairs, "overlap", factor=100)
+    curve.twin = curve_over_pairs(label, pairs, "chance", factor=100)
+    return curve
+
+
+def mask_chart_title(pair: Pair) -> str:
+    """Return the title of the chart that a pair belongs to."""
+    same_setting = pair.a.curve == pair.b.curve
+    if same_setting and pair.same_seed:
         return "two orders of one start"
-    if one_setting:
+    if same_setting:
         return TWO_SEEDS
-    return f"{'one seed' if one_seed else 'two seeds'}, with {row['run_a'].curve}"
+    seeds = "one seed" if pair.same_seed else "two seeds"
+    return f"{seeds}, with {pair.a.curve}"
 
 
-def draw_barrier(pairs: list[list[dict]], path: Path) -> list[Path]:
-    """How stable training from a start is: barriers between its networks of two batch orders."""
-    by_curve = {}
-    for rows in sorted(pairs, key=lambda rows: rows[0]["run_a"].order):
-        by_curve.setdefault(rows[0]["run_a"].curve, []).append(rows)
-    curves = []
-    for of_curve in by_curve.values():
-        curves.append(curve_over_pairs(of_curve[0][0]["run_a"], of_curve, "error_barrier"))
-    title = "between networks of two batch orders"
-    pictures = [by_level(Panel(title, curves), "error barrier (points)")]
-    starts = [[rows[0] for rows in of_curve] for of_curve in by_curve.values()]
-    accuracies = [row["run_a"].accuracy for of_curve in starts for row in of_curve]
-    if not np.isnan(accuracies).all():  # else nothing but the dense networks was trained
-        pictures.append(barrier_and_accuracy(curves, starts))
-    return draw_page(path, pictures, "band: one sample std. deviation", apart=True)
+def draw_barrier(pairs: list[Pair], path: Path) -> list[Path]:
+    """Draw how stable training from a start is, and return the paths of the files.
 
-
-def barrier_and_accuracy(curves: list[Curve], starts: list[list[dict]]) -> Picture:
-    """Do stable starts prune better? Loss barrier and accuracy of each start, a point for each.
-
-    starts  the rows of level 0 of every curve
+    A start is stable if the error hardly rises between its networks of two batch orders. Nothing is
+    drawn if no pair has a barrier.
     """
-    from scipy.stats import spearmanr  # takes half a second
+    measured = []
+    for pair in pairs:
+        with_barrier = pair.levels_with_barrier()
+        if with_barrier.depth:
+            measured.append(with_barrier)
+    if not measured:
+        return []
+    in_order = sorted(measured, key=lambda pair: pair.a.order)
+    groups = list(group_by(in_order, lambda pair: pair.a.curve).values())
+    curves = [curve_over_pairs(group[0].a, group, "error_barrier") for group in groups]
+    panel = PlottedPanel("between networks of two batch orders", curves)
+    charts = [level_chart(panel, "error barrier (points)")]
+    # If only dense networks were trained, no start has an accuracy after pruning.
+    if not all(np.isnan(pair.a.accuracy) for pair in measured):
+        charts.append(stability_chart(curves, groups))
+    return draw_page(path, charts, STANDARD_DEVIATION, own_ranges=True)
 
-    look_of = looks(curves)
+
+def stability_chart(curves: list[PlottedCurve], groups: list[list[Pair]]) -> Chart:
+    """Return the chart that asks whether stable starts prune better.
+
+    It has a point for each start: its accuracy against its loss barrier. groups holds the pairs of
+    each curve.
+    """
+    from scipy.stats import spearmanr  # The import takes half a second.
+
+    styles = assign_styles(curves)
     lines, barriers, accuracies = [], [], []
-    for c, rows in zip(curves, starts):
-        known = [row for row in rows if not np.isnan(row["run_a"].accuracy)]
-        x = np.array([row["loss_barrier"] for row in known])
-        y = np.array([row["run_a"].accuracy for row in known])
-        if known:
-            lines.append(Line(c.name, look_of[c] | {"linestyle": ""}, x, y))
-        barriers += [*x]
-        accuracies += [*y]
-    rho = spearmanr(barriers, accuracies).statistic if len(barriers) > 1 else np.nan
-    title = f"{len(barriers)} starts, rank correlation {rho:+.2f}"
+    for curve, pairs in zip(curves, groups):
+        x, y = [], []
+        for pair in pairs:
+            if not np.isnan(pair.a.accuracy):
+                x.append(pair.measured["loss_barrier"][0])
+                y.append(pair.a.accuracy)
+        if x:
+            dots = styles[curve] | {"linestyle": ""}
+            lines.append(Line(curve.name, dots, np.array(x), np.array(y)))
+        barriers += x
+        accuracies += y
+    correlation = np.nan
+    if len(barriers) > 1:
+        correlation = spearmanr(barriers, accuracies).statistic
+    title = f"{len(barriers)} starts, rank correlation {correlation:+.2f}"
     xlabel = "loss barrier at level 0, mean (nats)"
-    return Picture(lines, title, xlabel, f"{ACCURACY}, mean from level 1")
+    return Chart(lines, title, xlabel, f"{ACCURACY}, mean from level 1")
 
 
 # ------------------------------------------------------------ classes of easy and hard examples
 
 
 def draw_scores(table: Path) -> list[Path]:
-    """How often each class is among the easiest and the hardest examples; returns the paths."""
+    """Draw how often each class is among the easiest and the hardest examples.
+
+    table is classes.csv. Returns the paths of the files.
+    """
     rows = read_table(table)
+    shares_by_rule = {}
     with common.reading(table):
         sizes = sorted({int(row["size"]) for row in rows})
-        shares = {rule: class_shares(of_one) for (rule,), of_one in grouped(rows, "select").items()}
-    look_of = class_looks(next(iter(shares.values())))
-    ticks = {size: size for size in sizes}
-    pictures = []
-    for rule, of_classes in shares.items():
-        lines = []
-        for name, look in look_of.items():
-            named = "marker" in look
-            lines.append(Line(name, look, np.array(sizes), of_classes[name], in_legend=named))
-        ylabel = "share of a class / its share of all examples"
-        title, xlabel = f"{rule} examples", "examples in the subset"
-        pictures.append(Picture(lines, title, xlabel, ylabel, ticks))
+        for rule, rule_rows in group_by(rows, itemgetter("select")).items():
+            shares_by_rule[rule] = class_shares(rule_rows)
+    # The colours are those of the first rule, so that a class looks the same in both charts.
+    styles = class_styles(next(iter(shares_by_rule.values())))
+    charts = [class_chart(rule, sizes, shares, styles) for rule, shares in shares_by_rule.items()]
     note = "1: as frequent as among all examples; 0: left out"
-    return draw_page(table.with_name("classes"), pictures, note)
+    return draw_page(table.with_name("classes"), charts, note)
+
+
+def class_chart(
+    rule: str, sizes: list[int], shares: dict[str, np.ndarray], styles: dict[str, dict]
+) -> Chart:
+    """Return the chart of the share of each class against the size of the subset."""
+    lines = []
+    for name, style in styles.items():
+        is_named = "marker" in style
+        lines.append(Line(name, style, np.array(sizes), shares[name], in_legend=is_named))
+    ticks = dict(zip(sizes, sizes))
+    ylabel = "share of a class / its share of all examples"
+    return Chart(lines, f"{rule} examples", "examples in the subset", ylabel, ticks)
 
 
 def class_shares(rows: list[dict]) -> dict[str, np.ndarray]:
-    """{class: [sizes] its share of the subsets of one rule, over its share of all examples}."""
+    """Return {class: [sizes]}: its share of each subset divided by its share of all examples.
+
+    The rows are those of one selection rule.
+    """
+    rows_by_class = group_by(rows, itemgetter("class"))
+    total = sum(int(class_rows[0]["training_examples"]) for class_rows in rows_by_class.values())
     shares = {}
-    classes = grouped(rows, "class")
-    total = sum(int(of_class[0]["training_examples"]) for of_class in classes.values())
-    for (name,), of_class in classes.items():
-        of_class.sort(key=lambda row: int(row["size"]))
-        among_all = column(of_class, "training_examples") / total
-        shares[name] = column(of_class, "count") / column(of_class, "size") / among_all
+    for name, class_rows in rows_by_class.items():
+        class_rows.sort(key=lambda row: int(row["size"]))
+        share_of_all = numbers(class_rows, "training_examples") / total
+        share_of_subset = numbers(class_rows, "count") / numbers(class_rows, "size")
+        shares[name] = share_of_subset / share_of_all
     return shares
 
 
-def class_looks(shares: dict[str, np.ndarray]) -> dict[str, dict]:
-    """How the line of each class looks, the most frequent class first.
+def class_styles(shares: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Return how to draw the line of each class, the class of the largest mean share first.
 
-    Of many classes only the six most and the six least frequent have a colour and a marker.
+    Of more than twelve classes, only the first six and the last six have a colour and a marker. The
+    legend leaves out the others.
     """
     ordered = sorted(shares, key=lambda name: -shares[name].mean())
-    named = ordered if len(ordered) <= 12 else ordered[:6] + ordered[-6:]
+    named = ordered
+    if len(ordered) > 12:
+        named = ordered[:6] + ordered[-6:]
+    styles = {name: dict(color="#cccccc", linewidth=0.7) for name in ordered}
     colors = import_matplotlib().colormaps["turbo"](np.linspace(0.05, 0.95, len(named)))
-    found = {name: dict(color="#cccccc", linewidth=0.7) for name in ordered}
     for name, color in zip(named, colors):
-        found[name] = dict(color=color, marker=".")
-    return found
+        styles[name] = dict(color=color, marker=".")
+    return styles
 
 
 # ------------------------------------------------------------ command line
 
 
-WITHOUT_SUMMARY = ("masks", "barrier", "scores")  # pictures of other tables than summary.csv
+FROM_OTHER_TABLES = ("masks", "barrier", "scores")  # These figures need no summary.csv.
 
 
-def draw_accuracies(figure: str, table: Path, rows: list[dict]) -> list[Path]:
-    """A picture of summary.csv, of every experiment; returns the paths."""
+def draw_from_summary(figure: str, table: Path, rows: list[dict]) -> list[Path]:
+    """Draw a figure for every experiment that has it in summary.csv, and return the paths."""
     with common.reading(table):
-        of_figure = [row for row in rows if row["picture"] == figure]
-        experiments = grouped(of_figure, "experiment")
-        panels = {name: read_panels(some) for (name,), some in experiments.items()}
+        figure_rows = [row for row in rows if row["picture"] == figure]
+        experiments = {}
+        for name, experiment_rows in group_by(figure_rows, itemgetter("experiment")).items():
+            experiments[name] = read_panels(experiment_rows)
     paths = []
-    for experiment, of_one in panels.items():
-        paths += draw_figure(figure, of_one, table.parent / (experiment + ending(figure)))
+    for name, panels in experiments.items():
+        path = table.parent / (name + file_suffix(figure))
+        paths += draw_figure(figure, panels, path)
     return paths
 
 
-def draw_pairs(figure: str, table: Path, rows: list[dict]) -> list[Path]:
-    """The picture masks or barrier, of every experiment; returns the paths."""
+def draw_from_connectivity(figure: str, table: Path, rows: list[dict]) -> list[Path]:
+    """Draw the figure masks or barrier for every experiment, and return the paths.
+
+    table is summary.csv and rows are its rows, from which the names of runs are taken.
+    """
     with common.reading(table):
-        names = read_names(table.parent, rows)
+        labels = read_run_labels(table.parent, rows)
     paths = []
-    for experiment, pairs in read_pairs(table.parent, names).items():
-        path = table.parent / f"{experiment}-{figure}"
+    for experiment, pairs in read_pairs(table.parent, labels).items():
+        path = table.parent / (experiment + file_suffix(figure))
         if figure == "masks":
             paths += draw_masks(pairs, path)
-            continue
-        measured = [[row for row in pair if not np.isnan(row["error_barrier"])] for pair in pairs]
-        measured = [pair for pair in measured if pair]
-        if measured:
-            paths += draw_barrier(measured, path)
+        else:
+            paths += draw_barrier(pairs, path)
     return paths
+
+
+def file_suffix(figure: str) -> str:
+    """Return what follows the experiment in the name of a file, such as "-figure2"."""
+    if figure == "all":
+        return ""
+    if figure.isdigit():  # It has a number in the paper.
+        return f"-figure{figure}"
+    return f"-{figure}"
+
+
+def draw(figure: str, table: Path, rows: list[dict]) -> list[Path]:
+    """Draw a figure of any kind and return the paths; table is summary.csv with these rows."""
+    if figure == "scores":
+        return draw_scores(table.with_name("classes.csv"))
+    if figure in FROM_OTHER_TABLES:
+        return draw_from_connectivity(figure, table, rows)
+    return draw_from_summary(figure, table, rows)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = common.Parser(__doc__)
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="This folder holds the tables and receives the figures.",
+    )
+    parser.add_argument(
+        "--figure",
+        nargs="+",
+        choices=[*"234567", "difference", "controls", *FROM_OTHER_TABLES],
+        metavar="F",
+        help="Draw only these: 2 to 7 of the paper, difference, controls, masks, barrier, scores. "
+        "The default is every figure of summary.csv.",
+    )
+    return parser.parse_args(argv)
+
+
+def read_summary(table: Path, figures: list[str] | None) -> list[dict]:
+    """Return the rows of summary.csv, which may be missing if none of these figures is from it."""
+    needs_summary = not figures or not set(figures) <= set(FROM_OTHER_TABLES)
+    if not needs_summary and not table.exists():
+        return []
+    return read_table(table)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common.Parser(__doc__)
-    add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="folder with the tables, and for the pictures")
-    add(
-        "--figure",
-        nargs="+",
-        choices=[*"234567", "difference", "controls", *WITHOUT_SUMMARY],
-        metavar="F",
-        help="2 to 7 of the paper; difference, controls, masks, barrier, scores "
-        "(default: all that summary.csv has)",
-    )
-    args = parser.parse_args(argv)
-    path = args.folder / "summary.csv"
-    without = args.figure and {*args.figure} <= {*WITHOUT_SUMMARY}
-    rows = [] if without and not path.exists() else read_table(path)
-    paths = []
-    with common.reading(path):
+    args = parse_arguments(argv)
+    table = args.folder / "summary.csv"
+    rows = read_summary(table, args.figure)
+    with common.reading(table):
         figures = args.figure or [row["picture"] for row in rows]
-    for figure in dict.fromkeys(figures):
-        if figure == "scores":
-            drawn = draw_scores(args.folder / "classes.csv")
-        elif figure in ("masks", "barrier"):
-            drawn = draw_pairs(figure, path, rows)
-        else:
-            drawn = draw_accuracies(figure, path, rows)
-        if not drawn:
+    paths = []
+    for figure in dict.fromkeys(figures):  # Each is drawn once, however often a row names it.
+        new_paths = draw(figure, table, rows)
+        if not new_paths:
             print(f"note: the tables in {args.folder} have nothing for figure {figure}")
-        paths += drawn
+        paths += new_paths
     if not paths:
         raise InputError(f"{args.folder}: nothing to draw; see verdicts.py and connectivity.py")
     print("", *paths, sep="\n")
-
-
-def ending(figure: str) -> str:
-    """Of the name of a picture, after that of its experiment."""
-    if figure == "all":
-        return ""
-    return f"-figure{figure}" if figure in "234567" else f"-{figure}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pairs of runs: overlap of masks, barriers between networks, and the pictures about them."""
+"""Pairs of runs: the overlap of masks, the barriers between networks, and their figures."""
 
 import json
 import shutil
@@ -16,17 +16,18 @@ def test_overlap_against_numpy_and_chance_against_a_simulation(controls):
     (path,) = (controls / "figures/digits/controls").glob("*/connectivity.csv")
     rows = read_csv(path)
     assert (path.parents[1] / "digits-masks.png").exists()
-    assert len(rows) == 3 * 4  # levels; two schemes of each seed, two seeds of each scheme
-    draw = np.random.default_rng(0)
+    # At each of three levels both seeds compare two schemes, and both schemes two seeds.
+    assert len(rows) == 3 * 4
+    random = np.random.default_rng(0)
     for row in rows:
         runs = [controls / f"runs/digits/{row['name_' + x]}/seed{row['seed_' + x]}" for x in "ab"]
         assert [(path.parent / row[x]).resolve() for x in "ab"] == runs
         masks = [sorted(part(folder, int(row["level"]), "mask").items()) for folder in runs]
-        layers = [[mask.flatten().numpy().astype(bool) for _, mask in of] for of in masks]
+        layers = [[mask.flatten().numpy().astype(bool) for _, mask in run] for run in masks]
         a, b = map(np.concatenate, layers)
         assert float(row["overlap"]) == (a & b).sum() / (a | b).sum()
         both = np.mean(
-            [sum((draw.permutation(x) & y).sum() for x, y in zip(*layers)) for _ in range(50)]
+            [sum((random.permutation(x) & y).sum() for x, y in zip(*layers)) for _ in range(50)]
         )
         assert float(row["chance"]) == pytest.approx(both / (a.sum() + b.sum() - both), abs=0.005)
 
@@ -37,7 +38,8 @@ def test_barriers_and_their_scores_against_plain_pytorch(ok, controls, pages, di
         shutil.copytree(controls / "runs/digits/all-t20" / seed, root / "all-t20" / seed)
         for seed in ("seed0", "seed1000")
     ]
-    for name, masks in (("again", ["--masks", *own]), ("alone", [])):  # alone: masks of their own
+    # The runs in "again" train under the masks of the first ones, those in "alone" under their own.
+    for name, masks in (("again", ["--masks", *own]), ("alone", [])):
         shutil.rmtree(root / "again", ignore_errors=True)
         starts, outs = (
             [folder / "rewind.safetensors" for folder in own],
@@ -49,17 +51,17 @@ def test_barriers_and_their_scores_against_plain_pytorch(ok, controls, pages, di
     assert [(row["seed_a"], row["level"]) for row in rows if row["error_barrier"]] == [
         (seed, n) for seed in ("0", "1000") for n in "012"
     ]
-    # an order seed is no replicate's own order, whatever its number
+    # --order-seed 1000 is not the order of the replicate with seed 1000.
     weights = [part(folder, 0, "weight") for folder in (own[1], root / "alone/1")]
     assert not any(t.equal(weights[1][name]) for name, t in weights[0].items())
     alone = read_csv(tmp_path / "alone/connectivity.csv")
     assert len(alone) == 6
     assert [row["level"] for row in alone if row["error_barrier"]] == ["0", "0"]
 
-    net, every = training.ResNet(8, 2, 1, 10).eval(), range(len(digits.labels))
+    net, indices = training.ResNet(8, 2, 1, 10).eval(), range(len(digits.labels))
     ends = [[part(folder, 0, "weight") for folder in (own[k], root / f"alone/{k}")] for k in (0, 1)]
 
-    def at(k, t, images):
+    def logits_at(k, t, images):
         net.load_state_dict(
             {name: (1 - t) * a + t * ends[k][1][name] for name, a in ends[k][0].items()}
         )
@@ -67,22 +69,26 @@ def test_barriers_and_their_scores_against_plain_pytorch(ok, controls, pages, di
             return net(((images.float() - digits.mean) / digits.std).permute(0, 3, 1, 2)).double()
 
     images, examples = digits.train_images(), []
-    wrong = [at(0, k / 10, digits.test).argmax(1) != digits.test_labels for k in range(11)]
-    errors = [100 * each.double().mean().item() for each in wrong]
+    errors = []
+    for k in range(11):
+        wrong = logits_at(0, k / 10, digits.test).argmax(1) != digits.test_labels
+        errors.append(100 * wrong.double().mean().item())
     assert float(rows[0]["error_barrier"]) == pytest.approx(
         max(errors) - (errors[0] + errors[10]) / 2
     )
     for k in (0, 1):
-        a, middle, b = (-at(k, t, images).log_softmax(1)[every, digits.labels] for t in (0, 0.5, 1))
+        a, middle, b = (
+            -logits_at(k, t, images).log_softmax(1)[indices, digits.labels] for t in (0, 0.5, 1)
+        )
         examples.append((middle - (a + b) / 2).numpy())
     shares = [(examples[0] <= most).mean() for most in (0, 0.01)]
-    found = [float(rows[0][key]) for key in ("loss_barrier", "at_most_0", "at_most_0.01")]
-    np.testing.assert_allclose(found, [examples[0].mean(), *shares], atol=2e-3)
+    measured = [float(rows[0][key]) for key in ("loss_barrier", "at_most_0", "at_most_0.01")]
+    np.testing.assert_allclose(measured, [examples[0].mean(), *shares], atol=2e-3)
     accuracy = [100 * float(row["test_accuracy"]) for row in read_csv(own[0] / "results.csv")[1:]]
     ok("verdicts", root, "--figure", "barrier", "--out", tmp_path / "alone")
     ok("plot", tmp_path / "alone")
     assert {line.get_label() for line in pages[0].axes[0].get_lines()} == {f"{ALL} (n=2)"}
-    (dots,) = pages[0].axes[2].get_lines()  # share of examples by accuracy, of both starts
+    (dots,) = pages[0].axes[1].get_lines()  # accuracy against loss barrier, of both starts
     assert dots.get_xydata()[0] == pytest.approx(
         [float(rows[0]["loss_barrier"]), np.mean(accuracy)]
     )
@@ -100,16 +106,17 @@ def test_barriers_and_their_scores_against_plain_pytorch(ok, controls, pages, di
         tmp_path / "connected.npy",
     )
     assert json.loads((tmp_path / "connected.json").read_text())["score"] == "barrier"
-    for measure in (
-        connectivity.loss_barrier,
-        connectivity.error_barrier,
-    ):  # exactly 0 of a network and itself
+    # Between a network and itself a barrier is exactly 0.
+    for measure in (connectivity.loss_barrier, connectivity.error_barrier):
         assert not np.any(measure(net, ends[0][0], ends[0][0], digits))
 
 
 @pytest.fixture
 def runs(ok, tmp_path):
-    """Folders of three tiny runs: two seeds, and the first one in another order under its masks."""
+    """Return the folders of three tiny runs: two seeds, and the first in another batch order.
+
+    The third one trains under the masks of the first.
+    """
     a, b, again = (tmp_path / name for name in ("a", "b", "again"))
     for folder, seed in ((a, 0), (b, 1)):
         ok("imp", start(ok, folder, "--seed", seed), "--levels", 1)
@@ -123,7 +130,7 @@ def test_what_is_done_is_measured_again_only_where_runs_have_gone_on(
 ):
     a, b, again = runs
     out, other = tmp_path / "out", ["--with", b, "--out", tmp_path / "out"]
-    monkeypatch.setattr(training, "load_data", None)  # without a barrier no image is needed
+    monkeypatch.setattr(training, "load_data", None)  # Without a barrier no image is needed.
     assert len(ok("connectivity", a, *other).splitlines()) == 4
     table = (out / "connectivity.csv").read_bytes()
     assert {path.name for path in out.iterdir()} == {
@@ -132,7 +139,7 @@ def test_what_is_done_is_measured_again_only_where_runs_have_gone_on(
         "connectivity.json",
     }
     assert "already done" in ok("connectivity", a, *other)
-    shutil.copytree(a, tmp_path / "copy")  # where folders lie is not compared
+    shutil.copytree(a, tmp_path / "copy")  # Where folders lie is not compared.
     assert "already done" in ok("connectivity", tmp_path / "copy", *other)
     refused(["connectivity", again, *other], "connectivity.json", "a with ../b", "--force")
     ok("connectivity", again, *other, "--force")
@@ -142,7 +149,7 @@ def test_what_is_done_is_measured_again_only_where_runs_have_gone_on(
     monkeypatch.undo()
     for folder in (a, b):
         ok("imp", folder / "rewind.safetensors", "--levels", 2)
-    ok("connectivity", a, *other)  # of a level more
+    ok("connectivity", a, *other)  # Both runs have one level more now.
     assert [row["level"] for row in read_csv(out / "connectivity.csv")] == ["0", "1", "2"]
     (out / "connectivity.csv").unlink()
     assert "already done" not in ok("connectivity", a, *other)

@@ -1,4 +1,4 @@
-"""Pictures: what they show is what is in the files."""
+"""Figures show what is in the files."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def lines_of(ax):
 
 
 def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(draw, tmp_path, pages):
-    made, runs, x = np.random.default_rng(0), tmp_path / "runs", 0.8 ** np.arange(7)
+    random, runs, x = np.random.default_rng(0), tmp_path / "runs", 0.8 ** np.arange(7)
     expected = {
         "all data, 4 steps": ("all 4", "#0072b2", "."),
         "all data, 2 steps": ("all 2", "#e8820e", "."),
@@ -30,7 +30,7 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(draw, tmp_pat
         "hard 64, 2 steps": ("hard 64 2", "#f07fc0", "x"),
     }
     for name, *_ in expected.values():
-        fake_runs(runs, name, *made.uniform(0.7, 0.9, (3, 7)))
+        fake_runs(runs, name, *random.uniform(0.7, 0.9, (3, 7)))
     printed = draw(runs, "--out", tmp_path)
     easy, top = accuracies(runs, "easy 64 2"), accuracies(runs, "all 4")
 
@@ -48,9 +48,9 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(draw, tmp_pat
     low, high = top.mean(0) - top.std(0, ddof=1), top.mean(0) + top.std(0, ddof=1)
     assert any(np.isclose(v.min(), low.min()) and np.isclose(v.max(), high.max()) for v in bands)
     assert (ax.get_xscale(), "64 examples" in ax.get_title()) == ("log", True)
-    assert ax.get_xlim()[0] > ax.get_xlim()[1]  # from dense to sparse
+    assert ax.get_xlim()[0] > ax.get_xlim()[1]  # It runs from dense to sparse.
     means = np.concatenate([line.get_ydata() for line in lines.values()])
-    room = 0.05 * np.ptp(means)  # what is seen follows the means, not the widest band
+    room = 0.05 * np.ptp(means)  # The range follows the means, not the widest band.
     np.testing.assert_allclose(ax.get_ylim(), (means.min() - room, means.max() + room))
 
     assert (tmp_path / "summary.md").read_text().strip() in printed
@@ -64,16 +64,17 @@ def test_what_is_drawn_printed_and_written_is_what_is_in_the_files(draw, tmp_pat
     )
     for values in (easy[:, 3], easy[:, 6], easy[:, 1:].mean(1)):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in printed
-    # pairs; all levels, a third, each
+    # Each of 15 pairs has rows for all levels, for the sparsest third, and for each of 6 levels.
     assert len(read_csv(tmp_path / "verdicts.csv")) == 15 * (1 + 1 + 6)
-    found = comparisons(tmp_path, "easy 64, 2 steps", "all data, 4 steps")
-    assert {*found} == {(1, 6), (5, 6), *((n, n) for n in range(1, 7))}
-    for (first, last), row in found.items():
-        each = (easy - top)[:, first : last + 1].mean(1)
-        interval = scipy.stats.ttest_1samp(each, 0).confidence_interval()
+    compared = comparisons(tmp_path, "easy 64, 2 steps", "all data, 4 steps")
+    assert {*compared} == {(1, 6), (5, 6), *((n, n) for n in range(1, 7))}
+    for (first, last), row in compared.items():
+        differences = (easy - top)[:, first : last + 1].mean(1)
+        interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
         numbers = [float(row[key]) for key in ("difference", "low", "high")]
-        np.testing.assert_allclose(numbers, [each.mean(), *interval], rtol=1e-6)
-    ((_, *cells),) = table_rows(printed, "", "100.0%")  # every third level, and the deepest
+        np.testing.assert_allclose(numbers, [differences.mean(), *interval], rtol=1e-6)
+    # The table has every third level and the deepest.
+    ((_, *cells),) = table_rows(printed, "", "100.0%")
     assert cells == ["100.0%", "51.2%", "26.2%", "mean from level 1"]
 
 
@@ -92,7 +93,8 @@ def test_every_figure_and_interval_of_the_paper_from_its_own_curves(draw, preset
         if c["dataset"] == preset
     }
     curves = {}
-    for row in read_csv(tmp_path / "summary.csv"):  # mean and deviation are the published ones
+    # The means and deviations are the published ones.
+    for row in read_csv(tmp_path / "summary.csv"):
         scheme, size = row["scheme"].replace("init", "all"), int(row["subset_size"] or 0) or None
         c, n = (
             raw[scheme, size, int(row["rewind_step"]), float(row["label_noise"])],
@@ -105,7 +107,7 @@ def test_every_figure_and_interval_of_the_paper_from_its_own_curves(draw, preset
         assert row["source"] == "paper"
         curves[row["curve"], row["label_noise"]] = c
     rows = read_csv(tmp_path / "verdicts.csv")
-    # of all panels
+    # These are the comparisons of all panels.
     assert len(rows) == {"cifar10": 2880, "cifar100": 1350, "cinic10": 1260}[preset]
     for row in rows:
         pair = [curves.get((row[x], row["label_noise"])) or curves[row[x], "0.0"] for x in "ab"]
@@ -115,8 +117,8 @@ def test_every_figure_and_interval_of_the_paper_from_its_own_curves(draw, preset
         squares = [np.mean(100 * np.array(c["std"][levels])) ** 2 / n for c, n in zip(pair, free)]
         df = sum(squares) ** 2 / sum(s**2 / n for s, n in zip(squares, free))
         half = scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(squares))
-        found = [float(row[key]) for key in ("difference", "low", "high")]
-        np.testing.assert_allclose(found, [a - b, a - b - half, a - b + half], atol=1e-9)
+        interval = [float(row[key]) for key in ("difference", "low", "high")]
+        np.testing.assert_allclose(interval, [a - b, a - b - half, a - b + half], atol=1e-9)
 
 
 @pytest.mark.parametrize(("preset", "size"), [("cifar10-small", 3200), ("digits", 256)])
@@ -147,24 +149,24 @@ def test_figures_2_and_3_of_small_presets_have_balanced_easy_beside_easy(
     printed = draw(tmp_path, "--figure", 2, 3, "--out", tmp_path)
     for page in pages:
         lines = lines_of(page.axes[0])
-        looks = {
+        colors = {
             lines[f"easy {size}, {t // 2} steps{kind} (n=3)"].get_color()
             for kind in ("", ", balanced")
         }
-        assert len(looks) == 2
+        assert len(colors) == 2
     for text, says in zip(printed.split("50% random labels: accuracy"), ("no worse", "better")):
         rows = table_rows(text, f"easy {size}, {t // 2} steps", f"all data, {t} steps")
-        # the paper has no balanced ones
+        # The paper has no balanced subsets, so nothing is claimed about the second one.
         assert [row[7] for row in rows] == [f"{says}: supported", ""]
 
 
 def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_curves(
     draw, tmp_path, pages
 ):
-    made, runs = np.random.default_rng(3), tmp_path / "runs"
+    random, runs = np.random.default_rng(3), tmp_path / "runs"
     for name in ("easy 3200 200", "all 400", "random 77 200", "easy 512 200"):
-        fake_runs(runs, name, *made.uniform(0.7, 0.9, (2, 17)))
-    fake_runs(runs / "b", "easy 512 200", *made.uniform(0.7, 0.9, (2, 17)), class_balanced=True)
+        fake_runs(runs, name, *random.uniform(0.7, 0.9, (2, 17)))
+    fake_runs(runs / "b", "easy 512 200", *random.uniform(0.7, 0.9, (2, 17)), class_balanced=True)
     printed = draw(runs, "--figure", 5, 4, "--paper", PAPER, "--out", tmp_path)
     raw = {
         c["subset_size"]: c["mean"]
@@ -175,7 +177,7 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
     by_level, by_size = lines_of(pages[0].axes[2]), lines_of(pages[1].axes[1])
     for lines, wanted in ((by_level, raw[3200][:17]), (by_size, [raw[512][10], raw[3200][10]])):
         thin = [name for name in lines if name[0] == "_"]
-        assert len(thin) == 2  # of easy and of all data; the paper has no 77 random
+        assert len(thin) == 2  # easy and all data; the paper has no subset of 77 random examples
         (easy,) = (name for name in thin if "easy" in name)
         np.testing.assert_allclose(lines[easy].get_ydata(), 100 * np.array(wanted))
     easy, small, top = (
@@ -185,7 +187,7 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
     expected = [[512, small[:, 10].mean()], [3200, easy[:, 10].mean()]]
     np.testing.assert_allclose(line.get_xydata(), expected)
     np.testing.assert_allclose(by_size["all data, 400 steps (n=2)"].get_ydata(), top[:, 10].mean())
-    # a point of its own, with a bar
+    # A curve of a single size is a point with a bar.
     assert (*by_size["easy, 200 steps, balanced (n=2)"].get_xdata(),) == (512,)
     assert {band.get_linewidth()[0] for band in pages[1].axes[1].collections} == {0, 8}
     (row,) = table_rows(printed, "easy 3200", "easy 3200, 200 steps (published)")
@@ -195,7 +197,8 @@ def test_figure_4_is_accuracy_against_size_and_ours_are_before_the_published_cur
 
 def test_tables_that_cannot_be_drawn_are_one_line(ok, refused, tmp_path):
     refused(["plot", tmp_path / "nowhere"], "nowhere")
-    refused(["plot", tmp_path, "--figure", "masks"], "nothing to draw")  # without connectivity.csv
+    # There is no connectivity.csv yet.
+    refused(["plot", tmp_path, "--figure", "masks"], "nothing to draw")
     path = tmp_path / "summary.csv"
     for text in ("", "a,b\n1,2\n", "experiment,picture,panel\ndigits,all,0\n"):
         path.write_text(text)
