@@ -725,6 +725,8 @@ def draw_scores(table: Path) -> list[Path]:
         sizes = sorted({int(row["size"]) for row in rows})
         for rule, rule_rows in group_by(rows, itemgetter("select")).items():
             shares_by_rule[rule] = class_shares(rule_rows)
+    if not shares_by_rule:
+        raise InputError(f"{table}: has no rows")
     # The colours are those of the first rule, so that a class looks the same in both charts.
     styles = class_styles(next(iter(shares_by_rule.values())))
     charts = [class_chart(rule, sizes, shares, styles) for rule, shares in shares_by_rule.items()]

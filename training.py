@@ -102,10 +102,11 @@ def epoch_table(
     can be made again without the steps before it, and every device sees the same order.
     """
     steps = n // batch
-    order = rng(ORDER, seed, level, epoch).permutation(n)[: steps * batch]
+    used = steps * batch
+    order = rng(ORDER, seed, level, epoch).permutation(n)[:used]
     random = rng(AUGMENT, seed, level, epoch)
-    top, left = random.integers(0, 2 * pad + 1, (2, steps * batch))
-    mirrored = random.integers(0, 1 + flip, steps * batch)  # all 0 without flips
+    top, left = random.integers(0, 2 * pad + 1, (2, used))
+    mirrored = random.integers(0, 1 + flip, used)  # all 0 without flips
     return np.stack([order, top, left, mirrored]).reshape(4, steps, batch)
 
 
@@ -421,7 +422,8 @@ class Group:
         self.subset = np.arange(len(self.labels)) if subset is None else subset
         batch = min(recipe["batch_size"], len(self.subset))  # a smaller subset is one batch
         self.per_epoch = len(self.subset) // batch  # steps
-        device, n = self.labels.device, len(members)
+        device = self.labels.device
+        n = len(members)
         # A recorded step reads the rate and the examples from these very tensors: they are
         # overwritten before every step, and never replaced.
         self.rate = torch.zeros((), device=device)
@@ -690,18 +692,20 @@ def train(
     for k in taking_part:
         members[k].net.train()
     name = members[taking_part[0]].name
-    if len(taking_part) > 1:
-        name += f" and {len(taking_part) - 1} more"
+    others = len(taking_part) - 1
+    if others:
+        name += f" and {others} more"
     for step in tqdm(range(first, stop), name, stop, initial=first, disable=None, leave=False):
         epoch, i = divmod(step, group.per_epoch)
         if step == first or i == 0:
             group.load_epoch(level, epoch)
         active = [k for k in taking_part if members[k].step == step and not members[k].failed]
+        examples = group.tables[:, :, i]
         if active and not group.prepared:
-            group.examples.copy_(group.tables[:, :, i])
+            group.examples.copy_(examples)
             group.prepare(active[0])  # which may leave other examples there
         group.rate.fill_(learning_rate(group.recipe, peak, step))
-        group.examples.copy_(group.tables[:, :, i])
+        group.examples.copy_(examples)
         if step == stop - group.per_epoch:  # the loss reported is the mean over the last epoch
             for k in active:
                 members[k].loss_sum.zero_()
@@ -749,8 +753,9 @@ def predict(net: nn.Module, data: Data, images: Tensor) -> Tensor:
 def evaluate(net: nn.Module, data: Data) -> tuple[float, float]:
     """Return accuracy (a fraction) and mean cross-entropy (nats) on the test set."""
     logits = predict(net, data, data.test)
-    accuracy = (logits.argmax(1) == data.test_labels).double().mean().item()
-    return accuracy, F.cross_entropy(logits.double(), data.test_labels).item()
+    correct = logits.argmax(1) == data.test_labels
+    loss = F.cross_entropy(logits.double(), data.test_labels)
+    return correct.double().mean().item(), loss.item()
 
 
 # ------------------------------------------------------------ files
