@@ -1,6 +1,7 @@
-"""An optimisation that a reader may skip: a training step recorded as a CUDA graph.
+"""An optimisation that a reader may skip: a training step is recorded as a CUDA graph.
 
-A recording proves that it equals the plain step before it is used; else training goes on without.
+Before a recording is used, it has to prove that it equals the plain step. If it does not, training
+goes on with plain steps.
 """
 
 import contextlib
@@ -13,10 +14,11 @@ from common import OUT_OF_MEMORY, Stopped
 
 
 def record(group, k: int) -> Callable[[], "torch.cuda.Stream"]:
-    """Record the step of member k as a CUDA graph; returns what starts it on a stream of its own.
+    """Record the step of member k as a CUDA graph; returns what replays it on a stream of its own.
 
-    A replay costs the host one launch instead of a thousand, and works on the very tensors that it
-    was recorded with: whoever changes them copies into them. The member takes a few steps here.
+    A replay costs the host one launch instead of a thousand. It works on the very tensors that it
+    was recorded with, so whoever changes them must copy into them. The member takes a few steps
+    while it is recorded.
     """
     graph, stream, pool = (
         torch.cuda.CUDAGraph(),
@@ -26,20 +28,22 @@ def record(group, k: int) -> Callable[[], "torch.cuda.Stream"]:
     stream.wait_stream(torch.cuda.current_stream())
     failure = None
     try:
-        with torch.cuda.stream(stream):  # a failing capture would leave its stream current
-            for _ in range(3):  # cuDNN and cuBLAS set themselves up, stream by stream
+        # A capture that fails would leave its stream current, without this context.
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # so that cuDNN and cuBLAS set themselves up on this stream
                 group.step_one(k)
             with torch.cuda.graph(graph, pool, stream):
                 group.step_one(k)
     except RuntimeError as error:
-        # what cut a recording short (memory, a signal) makes its end fail too
+        # What cuts a recording short (memory, a signal) makes its end fail, too, with an error of
+        # its own; the first one is its context.
         cut = error.__context__
         failure = cut if isinstance(cut, RuntimeError | Stopped) else error
-        failure.__traceback__ = None  # it holds the graph, which must go first
+        failure.__traceback__ = None  # which would keep the graph, and that must go first
     if failure:
         del graph
         torch.cuda.current_stream().wait_stream(stream)
-        # torch 2.11 goes on allocating there; later ones raise
+        # torch 2.11 would go on allocating from the pool; later versions raise here.
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
@@ -55,11 +59,14 @@ def record(group, k: int) -> Callable[[], "torch.cuda.Stream"]:
 
 
 def use_recording(group, k: int, record: Callable = record) -> None:
-    """Let member k of a group take recorded steps if these prove to be its plain ones; else say so.
+    """Record the step of member k, and use the recording if it does what a plain step does.
 
     From one state, with a batch, a rate and half-zero masks that the recording has not seen, a
-    plain step and two replays must change every tensor alike: the gap may be 5% of what the step
-    moved at most (0 is expected).
+    plain step and two replays must change every tensor alike: the gap may be at most 5% of what the
+    step moved (0 is expected). Otherwise a note says why plain steps go on. State and masks are put
+    back bit for bit.
+
+    record  what records a step; tests pass recordings that are wrong
     """
     m = group.members[k]
     kept, masks = m.copy(), {name: mask.clone() for name, mask in m.masks.items()}

@@ -249,8 +249,8 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # pytest in the background ignores SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # pytest in the background ignores SIGINT, and under nohup SIGHUP, which bash cannot trap then
+        preexec_fn=lambda: signal.signal(how, signal.SIG_DFL),
     )
     wait_for(lambda: list(tmp_path.glob("runs/digits/el2n.networks.*")))
     process.send_signal(how)
