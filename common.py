@@ -614,7 +614,10 @@ def fill_from_preset(args: argparse.Namespace, presets: dict = PRESETS) -> None:
     Without --preset, the data set names it. InputError: a folder of images names none.
     """
     if args.preset is None and args.dataset == "folder":
-        raise InputError("--dataset folder needs --preset")
+        raise InputError(
+            "--dataset folder needs --preset, from which the other settings come; for few or small "
+            "images take cifar10-small"
+        )
     if args.preset is None:
         args.preset = args.dataset or "digits"
     for name, value in presets[args.preset].items():

@@ -249,7 +249,7 @@ def test_stopping_it_leaves_no_orphans(tmp_path, how):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # pytest in the background ignores SIGINT, and under nohup SIGHUP, which bash cannot trap then
+        # In the background pytest ignores SIGINT, under nohup SIGHUP; bash cannot trap these then.
         preexec_fn=lambda: signal.signal(how, signal.SIG_DFL),
     )
     wait_for(lambda: list(tmp_path.glob("runs/digits/el2n.networks.*")))
