@@ -316,12 +316,18 @@ def read_array(path: Path, dtype: type, shape: tuple) -> tuple[np.ndarray, str]:
             what = "an archive such as .npz or .pt" if content[:2] == b"PK" else "something else"
             raise InputError(f"{path}: is {what}, an array that numpy.save wrote is expected")
         array = np.load(io.BytesIO(content), allow_pickle=False)
-        if array.dtype != dtype:
-            raise ValueError(f"dtype {array.dtype}, expected {np.dtype(dtype)}; see array.astype")
-        if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
-            raise ValueError(f"shape {list(array.shape)}, expected {list(shape)}")
-        if not np.isfinite(array).all():
-            raise ValueError("has values that are not finite")
+    if array.dtype != dtype:
+        raise InputError(
+            f"{path}: dtype {array.dtype}, expected {np.dtype(dtype)} (scores are float32, subsets "
+            "and labels int64)"
+        )
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+        raise InputError(
+            f"{path}: shape {list(array.shape)}, expected {list(shape)}: is it of other data than "
+            "--preset, --dataset and --data-dir say?"
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: has values that are not finite")
     return array, sha256(content)
 
 
@@ -353,7 +359,10 @@ def load_array(path: Path, dtype: type, shape: tuple, fingerprint: str) -> tuple
     if info.get("fingerprint", fingerprint) != fingerprint:
         size = info.get("image_size")
         what = f"{info.get('dataset')}{f', {size} pixels a side' if size else ''}"
-        raise InputError(f"{path}: made for other data ({what}), its fingerprint differs")
+        raise InputError(
+            f"{path}: made for other data ({what}) than --preset, --dataset, --data-dir and "
+            "--image-size say, its fingerprint differs"
+        )
     return array, info
 
 

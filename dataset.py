@@ -293,6 +293,11 @@ def list_images(root: Path, splits: list[str]) -> ImageFiles:
     ignored = collections.Counter()
     classes, paths, labels, training = [], [], [], 0
     for split in splits:
+        if not (root / split).is_dir():
+            raise InputError(
+                f"{root / split}: No such file or directory; --data-dir names the folder that has "
+                f"{', '.join(splits)}"
+            )
         with reading(root / split):
             names = sorted(os.listdir(root / split))
         names = [name for name in names if is_class(root / split / name, ignored)]

@@ -536,6 +536,8 @@ def check_folders(args: argparse.Namespace) -> None:
             raise InputError(
                 f"{path} is a folder; name the file in it, {path / 'rewind.safetensors'}"
             )
+        if common.OF_IMP.fullmatch(path.name):
+            raise InputError(f"{path} is a file of imp.py; name the start that pretrain.py wrote")
         if [other.resolve() for other in args.out].count(out.resolve()) > 1:
             raise InputError(f"{path}: another starting point writes to the same folder, {out}")
         if out.resolve() in [folder.resolve() for folder in args.masks or ()]:

@@ -252,6 +252,12 @@ def report(
     lacking = (counts == 0).sum()
     largest = counts.max()
     most_frequent = names[counts.argmax()]
+    if args.class_balanced and lacking:
+        print(
+            f"warning: {lacking} of {len(names)} classes have none: --size {len(subset)} is less "
+            "than the number of classes",
+            file=sys.stderr,
+        )
     if not args.class_balanced and (lacking or 2 * largest > len(subset)):
         print(
             f"warning: {largest} of {len(subset)} examples are {most_frequent}, "

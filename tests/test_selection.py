@@ -207,7 +207,8 @@ def test_a_subset_that_lacks_classes_or_is_mostly_one_gets_a_warning(call, tmp_p
     ]
     sizes = [150], [1290], [7, "--class-balanced"]  # the last as far as seven can be
     said = [line for size in sizes for line in call(*command, "--size", *size)[2].splitlines()]
-    (warning,) = [line for line in said if line.startswith("warning")]
+    warning, of_seven = [line for line in said if line.startswith("warning")]
+    assert "3 of 10 classes have none: --size 7 is less" in of_seven
     words = ("--class-balanced", f"{(labels == 3).sum()} of 150", "8 of 10 classes have none")
     assert all(word in warning for word in words)
 
