@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.classes_table:
         rows = count_classes(scores, labels, data.classes, args.sizes)
         print(describe_classes(rows, data.classes))
+        args.classes_table.parent.mkdir(parents=True, exist_ok=True)
         print(common.write_csv(args.classes_table, [CLASSES, *rows]))
         return
     settings = noise | describe(args, scores, sidecar) | {"fingerprint": data.fingerprint}
@@ -191,8 +192,6 @@ def check_table_flags(args: argparse.Namespace) -> None:
         raise InputError("--classes-table needs --scores")
     if args.classes_table.suffix != ".csv" or args.classes_table.is_dir():
         raise InputError(f"--classes-table must end in .csv, not {args.classes_table}")
-    if not args.classes_table.parent.is_dir():
-        args.classes_table.parent.mkdir(parents=True)
 
 
 CLASSES = ("select", "size", "class", "count", "training_examples")  # the columns of classes.csv
