@@ -804,6 +804,8 @@ def cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         )
     except InputError as error:
         message, status = f"error: {error}", 2
+    except BrokenPipeError:
+        message, status = "stopped, as nothing reads its output any more", 1
     except (Failure, OSError) as error:
         message, status = str(error), 1
     except RuntimeError as error:

@@ -20,7 +20,9 @@ loss barrier    at level 0, the loss of every clean training example at the midp
                 it is at most 0 and at most 0.01
 
 Barriers are measured between runs of one start in two batch orders (imp.py --order-seed), as long
-as their masks are equal. On the line, batch-norm statistics are averaged like weights.
+as their masks are equal. On the line, batch-norm statistics are averaged like weights. Runs of one
+start in one order can be compared if they were pruned in two ways; their networks are the same at
+level 0.
 If runs have gone on since, the same command measures again. Runs without a finished level are
 named and left out, and the exit status is 1.
 """
@@ -148,12 +150,10 @@ class Pair:
     files: list[tuple[Path, Path]]  # the level files of both, for every level that both have
 
     @property
-    def same_start(self) -> bool:
-        """Do both runs begin at the same weights?
-
-        make_pair has then made sure that their batch orders differ, so barriers are measured.
-        """
-        return self.a.start_sha256 == self.b.start_sha256
+    def two_orders_of_a_start(self) -> bool:
+        """Are both runs of one start, in two batch orders? Then their barriers are measured."""
+        same_start = self.a.start_sha256 == self.b.start_sha256
+        return same_start and self.a.order_seed != self.b.order_seed
 
     @property
     def settings_of_both(self) -> tuple[dict, dict]:
@@ -206,10 +206,12 @@ def find_pairs(runs: list[Path], others: list[Path]) -> tuple[list[Pair], str]:
 def make_pair(a: RunInfo, b: RunInfo) -> Pair:
     """Return two runs with the levels that both have.
 
-    InputError: both have the same start and the same batch order.
+    InputError: nothing differs, neither start nor batch order nor how they were pruned.
     """
-    if (a.start_sha256, a.order_seed) == (b.start_sha256, b.order_seed):
-        raise InputError(f"{a.folder} and {b.folder} are of one start in one order")
+    if (a.start_sha256, a.seed, a.settings) == (b.start_sha256, b.seed, b.settings):
+        raise InputError(
+            f"{a.folder} and {b.folder} are of one start in one order, pruned in one way"
+        )
     files = []
     for path_a in sorted(a.folder.glob("level*.safetensors")):
         path_b = b.folder / path_a.name
@@ -457,7 +459,7 @@ def measure(pairs: list[Pair], manifest: list[dict], args: argparse.Namespace) -
     Returns the paths of the table and, if there is one, of the score.
     """
     tables = [compare_masks(pair, args.out) for pair in pairs]
-    loss_barriers, made_by = measure_same_starts(pairs, tables, args)
+    loss_barriers, made_by = measure_two_orders(pairs, tables, args)
     rows = []
     for table in tables:
         rows += table
@@ -466,29 +468,29 @@ def measure(pairs: list[Pair], manifest: list[dict], args: argparse.Namespace) -
     # connectivity.json marks the folder as complete, so it is deleted first and written last.
     manifest_path = args.out / "connectivity.json"
     manifest_path.unlink(missing_ok=True)
-    same_start = [pair for pair in pairs if pair.same_start]
-    score_paths = save_score(args.out, same_start, loss_barriers, made_by)
+    two_orders = [pair for pair in pairs if pair.two_orders_of_a_start]
+    score_paths = save_score(args.out, two_orders, loss_barriers, made_by)
     table_path = save_table(args.out, rows)
     content = {"version": common.VERSION, "pairs": manifest, "made_by": made_by}
     common.atomic_write(manifest_path, common.to_json(content, indent=1) + b"\n")
     return [table_path, *score_paths]
 
 
-def measure_same_starts(
+def measure_two_orders(
     pairs: list[Pair], tables: list[list[dict]], args: argparse.Namespace
 ) -> tuple[list[np.ndarray], dict]:
-    """Fill barriers into the tables of the pairs whose runs have the same start.
+    """Fill barriers into the tables of the pairs whose runs are of one start in two orders.
 
     Returns the loss barriers [N] of each such pair, and the record of this process. Without such a
     pair neither a device nor images are needed.
     """
-    same_start = [(pair, rows) for pair, rows in zip(pairs, tables) if pair.same_start]
-    if not same_start:
+    two_orders = [(pair, rows) for pair, rows in zip(pairs, tables) if pair.two_orders_of_a_start]
+    if not two_orders:
         return [], common.made_by()
     device = training.resolve_device(args.device)
-    data = load_data([pair for pair, _ in same_start], args.data_dir, device)
+    data = load_data([pair for pair, _ in two_orders], args.data_dir, device)
     loss_barriers = []
-    for pair, rows in tqdm(same_start, "barriers", disable=None, leave=False):
+    for pair, rows in tqdm(two_orders, "barriers", disable=None, leave=False):
         loss_barriers.append(add_barriers(pair, rows, data))
     return loss_barriers, training.made_by(device)
 

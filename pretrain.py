@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         flip=preset["flip"],
         image_size=args.image_size,
     )
+    note_idle_settings(args, len(data.labels))
     # A subset that serves all seeds is read once, and what is to be noted about it is said once.
     read = functools.cache(lambda path: read_inputs(path, args, data))
     errors, announced = [], False
@@ -121,6 +122,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if [other.resolve() for other in args.out].count(out.resolve()) > 1:
             raise InputError(f"--out: {out} is named twice")
     return args
+
+
+def note_idle_settings(args: argparse.Namespace, examples: int) -> None:
+    """Say on stderr which settings can have no effect, as they are often slips.
+
+    examples  the number of training examples
+    """
+    late = [step for step in args.milestones if step >= args.total_steps]
+    if late:
+        steps = ", ".join(map(str, late))
+        print(
+            f"note: training ends at step {args.total_steps}, before the rate drops at {steps} "
+            "(--milestones)",
+            file=sys.stderr,
+        )
+    if args.batch_size > examples:
+        print(
+            f"note: a batch of {args.batch_size} holds all {examples} examples (--batch-size)",
+            file=sys.stderr,
+        )
 
 
 def read_subset(path: Path | None, data: training.Data) -> tuple[np.ndarray | None, dict]:

@@ -101,6 +101,29 @@ def test_bad_arguments(refused, tmp_path, line):
     assert not (tmp_path / "new").exists()
 
 
+def test_settings_without_effect_are_noted(call, tmp_path):
+    train = ["pretrain", *TINY, "--steps", 1, "--out", tmp_path / "rewind.safetensors", "--force"]
+    status, _, err = call(*train)
+    assert (status, err) == (0, "")
+    status, _, err = call(*train, "--total-steps", 30, "--batch-size", 1298)
+    late, batch = err.splitlines()  # TINY's milestones are 30 and 40
+    assert status == 0
+    assert re.search(r"step 30\b.*\b30, 40\b", late)
+    assert "1298 holds all 1297 examples" in batch
+
+
+def test_a_reader_that_is_gone_is_one_line(tmp_path):
+    """As head does, which reads a line and goes."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, ROOT / "verdicts.py", "--paper", ROOT / "paper_curves.json"]
+    command += ["--figure", "2", "--out", tmp_path / "out"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode != 0
+    assert done.stderr == "verdicts.py: stopped, as nothing reads its output any more\n"
+
+
 def test_what_imp_cannot_do_with_its_runs(ok, refused, folder, rewind):
     for out in ([], ["--out", rewind.parent]):
         refused(["imp", rewind, "--order-seed", 3, *out], "--order-seed", "--out")

@@ -178,6 +178,22 @@ def test_pairs_of_several_settings_give_no_score_and_missing_runs_are_named(
     assert "second" not in err
 
 
+def test_a_start_pruned_in_two_ways_has_overlaps_and_no_barrier(ok, runs, tmp_path):
+    a, _, _ = runs
+    other, out = tmp_path / "other", tmp_path / "out"
+    ok("imp", a / "rewind.safetensors", "--levels", 1, "--prune-fraction", 0.3, "--out", other)
+    ok("connectivity", a, "--with", other, "--out", out)
+    dense, pruned = read_csv(out / "connectivity.csv")
+    assert [dense["overlap"], dense["error_barrier"], pruned["error_barrier"]] == ["1.0", "", ""]
+    kept = [
+        np.concatenate([t.flatten().numpy() for _, t in sorted(part(run, 1, "mask").items())])
+        for run in (a, other)
+    ]
+    shared, either = (kept[0] & kept[1]).sum(), (kept[0] | kept[1]).sum()
+    assert float(pruned["overlap"]) == shared / either < 1
+    assert not list(out.glob("loss_barrier*"))
+
+
 def test_pairs_that_cannot_be_compared_are_one_line(ok, refused, runs, tmp_path):
     a, b, again = runs
     out = ["--out", tmp_path / "out"]
