@@ -9,6 +9,10 @@ Which classes would easy and hard subsets leave out? --classes-table writes how 
 each class are among the easiest and the hardest, at every size of the preset or of --sizes:
 
 python make_subset.py --preset cifar10 --scores el2n.npy --classes-table figures/classes.csv
+
+Scores of your own are such an .npy, with a .json beside it that names them: {"select": "margin"}.
+Negate them if high is good. Ties go by index, so give coarse scores a little noise, and of
+forgetting counts give an example that was never learned the highest.
 """
 
 import argparse
