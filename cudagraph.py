@@ -7,6 +7,7 @@ goes on with plain steps.
 import contextlib
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -61,48 +62,57 @@ def record(group, k: int) -> Callable[[], "torch.cuda.Stream"]:
 def use_recording(group, k: int, record: Callable = record) -> None:
     """Record the step of member k, and use the recording if it does what a plain step does.
 
-    From one state, with a batch, a rate and half-zero masks that the recording has not seen, a
-    plain step and two replays must change every tensor alike: the gap may be at most 5% of what the
-    step moved (0 is expected). Otherwise a note says why plain steps go on. State and masks are put
-    back bit for bit.
+    Otherwise a note says why plain steps go on. State and masks are put back bit for bit.
 
     record  what records a step; tests pass recordings that are wrong
     """
-    m = group.members[k]
-    kept, masks = m.copy(), {name: mask.clone() for name, mask in m.masks.items()}
-    m.net.train()
+    member = group.members[k]
+    state, masks = member.copy(), {name: mask.clone() for name, mask in member.masks.items()}
+    member.net.train()
     group.examples.copy_(group.tables[:, :, 0])
     group.rate.fill_(group.recipe["lr"])
     try:
-        replay, found = record(group, k), []
-        group.examples[k, 0] = (group.examples[k, 0] + 1) % len(group.labels)
-        group.rate.div_(2)
-        for mask in m.masks.values():
-            mask[::2] = 0
-        m.restore(kept)
-        m.apply_masks()
-        start = m.copy()
-        for way in (None, replay, replay):
-            group.replays[k] = way
-            m.restore(start)
-            group.step_all([k])
-            found.append(m.copy())
-        plain, *others = found
-        for name, t in plain.items():
-            moved, gaps = (t - start[name]).abs().max(), [(o[name] - t).abs().max() for o in others]
-            if not all(gap <= 0.05 * moved for gap in gaps):
-                raise RuntimeError(
-                    f"replayed, {name} is off by {max(gaps):.1e}, a step moves {moved:.1e}"
-                )
+        replay = record(group, k)
+        check_replay(group, k, replay, state)
+        group.replays[k] = replay
     except RuntimeError as error:
-        group.replays[k] = None
         if OUT_OF_MEMORY.search(str(error)):
             raise
-        print(
-            f"note: {m.name}: plain steps, no recorded ones: {error}".splitlines()[0],
-            file=sys.stderr,
-        )
+        note = f"note: {member.name}: plain steps, no recorded ones: {error}"
+        print(note.splitlines()[0], file=sys.stderr)
     finally:
-        m.restore(kept)
+        member.restore(state)
         for name, mask in masks.items():
-            m.masks[name].copy_(mask)
+            member.masks[name].copy_(mask)
+
+
+def check_replay(group, k: int, replay: Callable, state: dict[str, torch.Tensor]) -> None:
+    """Raise RuntimeError unless a plain step and two replays change every tensor alike.
+
+    They start from one state, with a batch, a rate and half-zero masks that the recording has not
+    seen. The gap may be at most 5% of what the step moved; 0 is expected. Batch, rate and masks of
+    the member are overwritten.
+    """
+    member = group.members[k]
+    group.examples[k, 0] = (group.examples[k, 0] + 1) % len(group.labels)
+    group.rate.div_(2)
+    for mask in member.masks.values():
+        mask[::2] = 0
+    member.restore(state)
+    member.apply_masks()
+    start = member.copy()
+    results = []
+    for step in (partial(group.step_one, k), replay, replay):
+        member.restore(start)
+        stream = step()
+        if stream:
+            torch.cuda.current_stream().wait_stream(stream)
+        results.append(member.copy())
+    plain, *replayed = results
+    for name, t in plain.items():
+        moved = (t - start[name]).abs().max()
+        gaps = [(other[name] - t).abs().max() for other in replayed]
+        if not all(gap <= 0.05 * moved for gap in gaps):
+            raise RuntimeError(
+                f"replayed, {name} is off by {max(gaps):.1e}, a step moves {moved:.1e}"
+            )

@@ -68,7 +68,7 @@ BAD = {  # each of these after the command; the line names the last two words
         "--batch-size 0",
         "--total-steps 0",
         "--steps -1",
-        "--steps 321",
+        f"--steps {common.PRESETS['digits']['total_steps'] + 1}",
         f"--seed {2**32}",
         "--device cuda:99",
         "--device mps",
@@ -79,7 +79,7 @@ BAD = {  # each of these after the command; the line names the last two words
         "--networks 0",
         f"--networks {10**9}",
         "--steps 0",
-        "--steps 321",
+        f"--steps {common.SCORING_PRESETS['digits']['total_steps'] + 1}",
         f"--noise-seed {2**32}",
     ],
     "imp x.safetensors": [

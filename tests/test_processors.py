@@ -24,7 +24,7 @@ NATIVE = {}
 CHECKED = Path("/usr/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")  # glibc's checking allocator
 # width, batch and image size of what the presets train: both networks of the digits, small
 # CIFAR-10, ResNet-20
-PRESETS = [(6, 64, 8), (16, 64, 8), (8, 64, 32), (16, 128, 32)]
+PRESETS = [(12, 64, 8), (16, 64, 8), (8, 64, 32), (16, 128, 32)]
 SMALL = [
     (width, batch, size) for width in range(1, 21) for batch, size in ((1, 8), (5, 8), (3, 32))
 ]
