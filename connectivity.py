@@ -440,7 +440,10 @@ def save_table(out: Path, rows: list[dict]) -> Path:
 
 def format_row(row: dict) -> str:
     """Return a row of the table as the line that is printed."""
-    runs = f"{row['name_a']} seed {row['seed_a']} and {row['name_b']} seed {row['seed_b']}"
+    run_a, run_b = (f"{row['name_' + x]} seed {row['seed_' + x]}" for x in "ab")
+    if run_a == run_b:  # only their folders tell them apart
+        run_a, run_b = row["a"], row["b"]
+    runs = f"{run_a} and {run_b}"
     text = f"{runs}   level {row['level']}   overlap {row['overlap']:.3f}"
     text += f"   chance {row['chance']:.3f}"
     if "error_barrier" in row:

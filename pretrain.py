@@ -231,7 +231,8 @@ def pretrain(
     if recipe["labels_sha256"]:
         wrong = (labels != data.labels)[group.subset].double().mean()
         what += f", {wrong:.2%} wrong labels"
-    print(f"step {recipe['rewind_step']}   {what}   test accuracy {accuracy:.4f}   loss {loss:.4f}")
+    results = f"test accuracy {accuracy:.4f}   test loss {loss:.4f}"
+    print(f"step {recipe['rewind_step']}   {what}   {results}")
     print(out, flush=True)
 
 

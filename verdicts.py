@@ -1207,8 +1207,11 @@ def is_printed(panel: Panel, whole: Comparison, margin: float) -> bool:
     """Return whether the printed table has this comparison; verdicts.csv has all of them.
 
     It has those that show what is matching, how our curve differs from the published one, what
-    other masks or one setting outside KEY change, and how statements of the paper fare.
+    other masks or one setting outside KEY change, and how statements of the paper fare. Where no
+    curve is the reference, it has all.
     """
+    if not panel.references:
+        return True
     a, b = whole.a, whole.b
     if b is panel.reference(a) or b is a.counterpart:
         return True
