@@ -105,6 +105,15 @@ def test_names_say_what_departs(draw, pages, tmp_path, changed, names):
         assert looks[0] != looks[1]
 
 
+def test_without_a_reference_every_pair_is_printed(ok, tmp_path):
+    """As with all data and a subset for the same number of steps."""
+    fake_runs(tmp_path, "all 10", *([0.9, 0.8 + k / 100] for k in range(3)))
+    fake_runs(tmp_path, "easy 32 10", *([0.9, 0.7 + k / 100] for k in range(3)))
+    printed = ok("verdicts", tmp_path, "--out", tmp_path / "figures")
+    ((_, _, difference, *_, word, _),) = table_rows(printed, "easy 32, 10", "all data, 10")
+    assert (difference, word) == ("-10.00", "worse")
+
+
 def test_a_departure_of_all_is_a_note_and_not_the_papers_setting(ok, tmp_path):
     flags = ["--paper", PAPER, "--out", tmp_path / "figures"]
     for where, own in (("paper", {}), ("other", {"own": {"net": "cnn"}, "depth": 14})):
