@@ -84,7 +84,7 @@ def test_settings_name_the_masks_and_are_compared_by_content(ok, refused, pruned
         "rewind_step": 9,
         "preset": "digits",
         "score": "el2n",
-        "pretrain_lr": 0.5,
+        "pretrain_lr": common.PRESETS["digits"]["pretrain_lr"],
         "noise_seed": 0,
         "labels_sha256": None,
     }
