@@ -858,9 +858,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def read_summary(table: Path, figures: list[str] | None) -> list[dict]:
     """Return the rows of summary.csv, which may be missing if none of these figures is from it."""
     needs_summary = not figures or not set(figures) <= set(FROM_OTHER_TABLES)
-    if not needs_summary and not table.exists():
-        return []
-    return read_table(table)
+    if table.exists():
+        return read_table(table)
+    if needs_summary:
+        raise InputError(f"{table}: No such file; verdicts.py writes it")
+    return []
 
 
 def main(argv: list[str] | None = None) -> None:
