@@ -212,7 +212,8 @@ def test_damaged_files_are_an_error_or_make_no_difference(ok, call, tmp_path, tr
     scores, subset, rewind = here / "s.npy", here / "easy.npy", here / "run" / "rewind.safetensors"
     score = [*scoring(here, 2, 2), "--label-noise", 0.25, "--noise-seed", 7]
     select = ["subset", "--select", "easy", "--size", 64, "--scores", scores, "--out"]
-    start = ["pretrain", *TINY, "--total-steps=6", "--subset", subset, "--steps", 2, "--out"]
+    start = ["pretrain", *TINY, "--total-steps=6", "--milestones"]
+    start += ["--subset", subset, "--steps", 2, "--out"]
     for command in (score, [*select, subset], [*start, rewind], ["imp", rewind, "--levels", 0]):
         ok(*command)
     here.rename(kept)
