@@ -7,7 +7,6 @@ goes on with plain steps.
 import contextlib
 import sys
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -72,10 +71,9 @@ def use_recording(group, k: int, record: Callable = record) -> None:
     group.examples.copy_(group.tables[:, :, 0])
     group.rate.fill_(group.recipe["lr"])
     try:
-        replay = record(group, k)
-        check_replay(group, k, replay, state)
-        group.replays[k] = replay
+        check_replay(group, k, record(group, k), state)
     except RuntimeError as error:
+        group.replays[k] = None
         if OUT_OF_MEMORY.search(str(error)):
             raise
         note = f"note: {member.name}: plain steps, no recorded ones: {error}"
@@ -91,7 +89,7 @@ def check_replay(group, k: int, replay: Callable, state: dict[str, torch.Tensor]
 
     They start from one state, with a batch, a rate and half-zero masks that the recording has not
     seen. The gap may be at most 5% of what the step moved; 0 is expected. Batch, rate and masks of
-    the member are overwritten.
+    the member are overwritten, and the group is left to use the replay.
     """
     member = group.members[k]
     group.examples[k, 0] = (group.examples[k, 0] + 1) % len(group.labels)
@@ -102,11 +100,10 @@ def check_replay(group, k: int, replay: Callable, state: dict[str, torch.Tensor]
     member.apply_masks()
     start = member.copy()
     results = []
-    for step in (partial(group.step_one, k), replay, replay):
+    for way in (None, replay, replay):  # None is a plain step
+        group.replays[k] = way
         member.restore(start)
-        stream = step()
-        if stream:
-            torch.cuda.current_stream().wait_stream(stream)
+        group.step_all([k])
         results.append(member.copy())
     plain, *replayed = results
     for name, t in plain.items():

@@ -214,7 +214,7 @@ if [[ $launcher == slurm ]]; then
 fi
 echo "# $tasks tasks in ${#waves[@]} waves: $steps training steps"
 if [[ $dry_run ]]; then
-  echo "# a task a line, with tabs between: wave, gpu (if there is one) or cpu, training steps, commands"
+  echo "# a task a line: wave, gpu (if there is one) or cpu, training steps, commands"
   for wave in "${waves[@]}"; do
     [[ $launcher == local || $wave == data ]] || sbatch_options "$wave"
     printf %s "${lines[$wave]}"

@@ -12,8 +12,8 @@
 # Finished work is skipped, so the same line goes on after an interruption or a failure.
 #
 # From the environment, say:
-#   SEEDS="0 1 2 3" (digits: 8 to 22)  LEVELS=16  PYTHON=python
-#   RUNS=runs/PRESET  FIGURES=figures/PRESET[/FIGURE]
+#   SEEDS="0 1 2 3"  LEVELS=16: replicates and prunings (default: those of the preset)
+#   RUNS=runs/PRESET  FIGURES=figures/PRESET[/FIGURE]  PYTHON=python
 #   DATA_DIR=data  DATASET=folder: the images
 #   T_STAR=400  SIZES="256 512": other pre-training steps and subset sizes, for data of your own
 #   NOISE="10 50": percent of random labels, in figures 3 and 7

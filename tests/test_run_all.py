@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT, TINY_RUNS, made, noted, read_csv, run_all, taking_notes
 
-import common
-
 
 def plan(tmp_path, *arguments, **environment):
     """Comments and commands of a dry run, one a line; it makes nothing."""
@@ -92,8 +90,8 @@ def test_what_a_wave_reads_was_made_by_one_before(tmp_path, arguments):
 def test_every_figure_has_its_settings(tmp_path, arguments, count, scores):
     lines = plan(tmp_path, *arguments.split())
     assert len(settings(lines)) == count
-    preset = common.PRESETS[arguments.split()[0]]
-    assert set(settings(lines).values()) == {len(preset["seeds"])}
+    replicates = {"digits": 15, "cifar10-small": 6}.get(arguments.split()[0], 4)
+    assert set(settings(lines).values()) == {replicates}
     starts = [path for line in calling(lines, "pretrain") for path in outputs(line)]
     assert len(calling(lines, "score_el2n")) == scores
     assert calling(lines, "plot") == lines[-1:]
